@@ -1,0 +1,16 @@
+"""The only place that tells NumPy from CuPy."""
+
+from xmipp_accel.backend.arrays import array_module, fft_module, good_fft_size, to_host
+from xmipp_accel.backend.devices import CPU, Device, resolve_device
+from xmipp_accel.backend.kernels import cuda_kernel
+
+__all__ = [
+    "CPU",
+    "Device",
+    "array_module",
+    "cuda_kernel",
+    "fft_module",
+    "good_fft_size",
+    "resolve_device",
+    "to_host",
+]

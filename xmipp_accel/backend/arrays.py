@@ -1,0 +1,65 @@
+"""Array code takes its module from its arguments: ``xp = array_module(x)``."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import numpy as np
+import scipy.fft
+
+
+def array_module(*arrays):
+    """Return `cupy` if any argument is a CuPy array, else `numpy`."""
+    cupy = sys.modules.get("cupy")
+    if cupy is not None and any(isinstance(array, cupy.ndarray) for array in arrays):
+        return cupy
+    return np
+
+
+def to_host(array):
+    """Return `array` as a NumPy array, copying only from a GPU."""
+    xp = array_module(array)
+    return array if xp is np else xp.asnumpy(array)
+
+
+class _HostFFT:
+    """`scipy.fft` with every core; single precision stays single, which `numpy.fft` does not promise."""
+
+    def __init__(self, workers):
+        self._workers = workers
+
+    def __getattr__(self, name):
+        function = getattr(scipy.fft, name)
+        if name.endswith(("freq", "shift")):
+            return function
+        return lambda *args, **kwargs: function(*args, workers=self._workers, **kwargs)
+
+
+def fft_module(*arrays):
+    """Return the FFT functions for `array_module(*arrays)`: `cupyx.scipy.fft` or multi-threaded `scipy.fft`."""
+    if array_module(*arrays) is np:
+        return _HostFFT(cpu_count())
+    import cupyx.scipy.fft
+
+    return cupyx.scipy.fft
+
+
+def cpu_count() -> int:
+    """Cores this process may use, which under a batch system are fewer than the machine has."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def good_fft_size(n: int) -> int:
+    """Smallest even number of at least `n` whose prime factors are all 2, 3, 5 or 7."""
+    size = max(2, n + n % 2)
+    while True:
+        rest = size
+        for prime in (2, 3, 5, 7):
+            while rest % prime == 0:
+                rest //= prime
+        if rest == 1:
+            return size
+        size += 2

@@ -1,0 +1,118 @@
+"""Which devices exist, which one a request means, and why a GPU is not used."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import logging
+import os
+import re
+
+import numpy as np
+
+from xmipp_accel.backend.arrays import to_host
+from xmipp_accel.errors import DeviceError
+
+logger = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class Device:
+    """A GPU or the CPU.
+
+    Attributes
+    ----------
+    kind : {"cpu", "cuda"}
+    index : int
+        Among the GPUs that ``CUDA_VISIBLE_DEVICES`` leaves visible.
+    """
+
+    kind: str = "cpu"
+    index: int = 0
+
+    @property
+    def xp(self):
+        """`numpy` or `cupy`."""
+        if self.kind == "cpu":
+            return np
+        import cupy
+
+        return cupy
+
+    def activate(self):
+        """Context manager that makes this the current device of the thread."""
+        return contextlib.nullcontext() if self.kind == "cpu" else self.xp.cuda.Device(self.index)
+
+    def asarray(self, array, dtype=None):
+        """Copy `array` to this device, if it is not there already."""
+        if self.kind == "cpu":
+            return np.asarray(to_host(array), dtype=dtype)
+        with self.activate():
+            return self.xp.asarray(array, dtype=dtype)
+
+    def free_memory(self) -> int:
+        """Bytes that can still be allocated."""
+        if self.kind == "cpu":
+            return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        with self.activate():
+            pool = self.xp.get_default_memory_pool()
+            return int(self.xp.cuda.runtime.memGetInfo()[0]) + pool.free_bytes()
+
+    def __str__(self):
+        return "cpu" if self.kind == "cpu" else f"cuda:{self.index}"
+
+
+CPU = Device()
+
+
+@functools.lru_cache(maxsize=None)
+def cuda_status() -> tuple[int, str]:
+    """Number of GPUs that can run a kernel now, and the reason when there are none.
+
+    A kernel is really run: an import or a device count that succeeds proves little.
+    """
+    if os.environ.get("CUDA_VISIBLE_DEVICES") == "":
+        return 0, 'CUDA_VISIBLE_DEVICES is "", which hides every GPU'
+    try:
+        import cupy
+    except ModuleNotFoundError:
+        return 0, "CuPy is not installed (pip install 'scipion-em-xmipp-accel[cuda12]')"
+    except Exception as error:  # a broken installation may raise anything at all
+        return 0, f"CuPy cannot be imported: {_first_line(error)}"
+    try:
+        count = cupy.cuda.runtime.getDeviceCount()
+        if count and int(cupy.arange(3).sum()) != 3:
+            return 0, "the GPU returns wrong sums"
+    except Exception as error:  # the runtime's own error types are many; each means: no GPU
+        return 0, f"CuPy finds no usable GPU: {_first_line(error)}"
+    return count, "" if count else "no GPU is visible"
+
+
+def _first_line(error) -> str:
+    return f"{type(error).__name__}: {error}".splitlines()[0]
+
+
+def resolve_device(request: str = "auto") -> Device:
+    """Turn ``auto``, ``cpu``, ``cuda`` or ``cuda:N`` into a :class:`Device`.
+
+    Without a usable GPU, ``auto`` and ``cuda`` give the CPU and log the reason in one line.
+
+    Raises
+    ------
+    DeviceError
+        The request has another form, or names a GPU beyond those that are there.
+    """
+    match = re.fullmatch(r"auto|cpu|cuda(?::(\d+))?", request)
+    if match is None:
+        raise DeviceError(f"--device: expected auto, cpu, cuda or cuda:N, found {request!r}")
+    if request == "cpu":
+        return CPU
+    count, reason = cuda_status()
+    if count == 0:
+        logger.log(logging.INFO if request == "auto" else logging.WARNING, "Using the CPU: %s", reason)
+        return CPU
+    index = int(match.group(1) or 0)
+    if index >= count:
+        raise DeviceError(f"--device: expected cuda:0 to cuda:{count - 1}, found {request!r}")
+    return Device("cuda", index)

@@ -1,0 +1,38 @@
+"""Loading of the CUDA kernels that stand in ``xmipp_accel/kernels/cuda``."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+
+CUDA_FOLDER = Path(__file__).resolve().parent.parent / "kernels" / "cuda"
+
+
+def cuda_kernel(subject: str, expression: str):
+    """Return a kernel compiled for the current device.
+
+    Parameters
+    ----------
+    subject : str
+        The file ``kernels/cuda/<subject>.cu``.
+    expression : str
+        C++ name of the kernel, such as ``"warp<float>"``.
+
+    Returns
+    -------
+    cupy.RawKernel
+    """
+    import cupy
+
+    return _compile(subject, expression, cupy.cuda.Device().id)
+
+
+@functools.lru_cache(maxsize=None)
+def _compile(subject, expression, device_index):  # CuPy loads a module into one context only
+    import cupy
+
+    path = CUDA_FOLDER / f"{subject}.cu"
+    # #line makes the compiler name the file instead of a temporary one.
+    source = f'#line 1 "{path.name}"\n' + path.read_text()
+    module = cupy.RawModule(code=source, options=("-std=c++17",), name_expressions=[expression])
+    return module.get_function(expression)
