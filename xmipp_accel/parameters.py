@@ -32,9 +32,7 @@ def parameter(default, help, *, unit=None, minimum=None, maximum=None, choices=N
     advanced : bool
         Hidden from newcomers in the Scipion form.
     """
-    metadata = dict(
-        help=help, unit=unit, minimum=minimum, maximum=maximum, choices=choices, advanced=advanced
-    )
+    metadata = dict(help=help, unit=unit, minimum=minimum, maximum=maximum, choices=choices, advanced=advanced)
     return dataclasses.field(default=default, metadata=metadata)
 
 

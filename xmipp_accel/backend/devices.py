@@ -66,7 +66,7 @@ class Device:
 CPU = Device()
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def cuda_status() -> tuple[int, str]:
     """Number of GPUs that can run a kernel now, and the reason when there are none.
 

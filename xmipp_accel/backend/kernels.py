@@ -27,7 +27,7 @@ def cuda_kernel(subject: str, expression: str):
     return _compile(subject, expression, cupy.cuda.Device().id)
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _compile(subject, expression, device_index):  # CuPy loads a module into one context only
     import cupy
 
