@@ -1,0 +1,41 @@
+# The two commands of the README are `make demo` and `make test`; both make their own environment first.
+#   make demo DEVICE=cuda        run on the GPU (installs CuPy for the driver's CUDA version)
+#   make demo PYTHON=python3.10  use another Python (3.9 to 3.12)
+
+DEVICE ?= cpu
+VENV ?= .venv
+OUTPUT ?= demo-output
+PYTHON ?= $(firstword $(foreach v,3.11 3.12 3.10 3.9,$(shell python$(v) -c 'import sys; print(sys.executable)' 2>/dev/null)) python3)
+CUDA_MAJOR := $(shell nvidia-smi 2>/dev/null | sed -n 's/.*CUDA Version: \([0-9]*\).*/\1/p')
+EXTRAS := test$(if $(filter cuda%,$(DEVICE)),$(if $(CUDA_MAJOR),$(comma)cuda$(CUDA_MAJOR)))
+comma := ,
+INSTALLED := $(VENV)/.installed-$(subst $(comma),-,$(EXTRAS))
+
+.PHONY: demo test lint wheel clean
+
+demo: $(INSTALLED)
+	$(VENV)/bin/xmipp-accel demo --device $(DEVICE) --output $(OUTPUT)
+
+test: $(INSTALLED)
+	$(VENV)/bin/python -m pytest
+
+lint: $(INSTALLED)
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+	$(VENV)/bin/python -m pytest -q tests/test_imports.py tests/kernels/test_cuda_sources.py
+
+wheel: $(INSTALLED)
+	$(VENV)/bin/python -m build --wheel --outdir dist
+
+$(VENV)/bin/python:
+	$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(not ((3, 9) <= v <= (3, 12)) and "Python 3.9 to 3.12 is needed, this is %d.%d: make PYTHON=..." % v)'
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet --upgrade "pip<27" "setuptools<81" wheel
+
+$(INSTALLED): $(VENV)/bin/python setup.py constraints.txt
+	$(VENV)/bin/python -m pip install --quiet -c constraints.txt -e ".[$(EXTRAS)]"
+	touch $@
+
+clean:
+	rm -rf $(VENV) $(OUTPUT) build dist *.egg-info

@@ -1,0 +1,1 @@
+"""Scipion viewers of the plugin."""
