@@ -1,0 +1,53 @@
+"""Parameters of the 2D classification."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from xmipp_accel.parameters import Parameters, parameter
+
+
+@dataclasses.dataclass(frozen=True)
+class Classify2DParameters(Parameters):
+    """How particles are sorted into 2D classes; see :mod:`xmipp_accel.particle_alignment.classify2d`."""
+
+    number_of_classes: int = parameter(
+        16, "Number of class averages; initial references, if given, set it.", minimum=1
+    )
+    iterations: int = parameter(
+        25, "Iterations after seeding; each one passes over one batch of particles.", minimum=1
+    )
+    max_shift: float = parameter(
+        10.0, "Largest displacement of a particle from the centre.", unit="% of box", minimum=0.0, maximum=50.0
+    )
+    max_resolution: float = parameter(
+        0.0, "Finest detail that takes part in the comparison; 0 chooses it from the box.", unit="A", minimum=0.0
+    )
+    mask_radius: float = parameter(
+        0.0, "Radius of the soft circle around the particle; 0 means 0.45 of the box.", unit="px", minimum=0.0
+    )
+    mirrors: bool = parameter(False, "Let a class hold mirror images of its average.")
+    ctf: str = parameter(
+        "weight",
+        "weight: compare and average with the CTF of each particle; none: ignore the CTF.",
+        choices=("weight", "none"),
+    )
+    split_merge_rounds: int = parameter(
+        6,
+        "Most rounds that look for a better set of classes by splitting poor ones and merging similar ones.",
+        minimum=0,
+        advanced=True,
+    )
+    initial_temperature: float = parameter(
+        4.0,
+        "Softness of the assignment at the start, relative to the likelihood of the noise; 1 is no annealing.",
+        minimum=1.0,
+        advanced=True,
+    )
+    batch_size: int = parameter(
+        0,
+        "Particles of one iteration; 0 takes 200 for each class and at least 2000.",
+        minimum=0,
+        advanced=True,
+    )
+    seed: int = parameter(0, "Seed of every random choice.", minimum=0, advanced=True)
