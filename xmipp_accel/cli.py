@@ -1,0 +1,219 @@
+"""The command ``xmipp-accel``: each executor, the demo, and a look at the machine."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from pathlib import Path
+
+from xmipp_accel import __version__
+from xmipp_accel.backend import resolve_device
+from xmipp_accel.errors import XmippAccelError
+from xmipp_accel.movie_alignment.parameters import MovieAlignmentParameters
+from xmipp_accel.particle_alignment.classify2d_parameters import Classify2DParameters
+from xmipp_accel.particle_alignment.parameters import AlignSignificantParameters
+from xmipp_accel.reconstruction.parameters import ReconstructFourierParameters
+
+
+def main(arguments=None) -> int:
+    """Run one subcommand and return the exit status: 0, or 1 after an error that is told in one line."""
+    parser = build_parser()
+    options = parser.parse_args(arguments)
+    logging.basicConfig(format="%(message)s", level=logging.INFO if options.verbose else logging.WARNING)
+    try:
+        return options.run(options)
+    except XmippAccelError as error:
+        print(f"xmipp-accel {options.command}: {error}", file=sys.stderr)
+        return 1
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of all subcommands."""
+    parser = argparse.ArgumentParser(prog="xmipp-accel", description=__doc__)
+    parser.add_argument("--version", action="version", version=__version__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    _add_movies(commands)
+    _add_align(commands)
+    _add_classify(commands)
+    _add_reconstruct(commands)
+    _add_demo(commands)
+    _add(commands, "doctor", run_doctor, "Show what this machine has and which device would be used.")
+    return parser
+
+
+def _add(commands, name, run, text):
+    parser = commands.add_parser(name, help=text, description=text)
+    parser.set_defaults(run=run)
+    parser.add_argument("--verbose", action="store_true", help="tell what is being done")
+    return parser
+
+
+def _add_common(parser, parameters):
+    parser.add_argument("--output", required=True, type=Path, help="folder for the results, made if absent")
+    _add_device(parser)
+    parameters.add_arguments(parser.add_argument_group("parameters"))
+
+
+def _add_device(parser):
+    parser.add_argument(
+        "--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto, a GPU if there is one)"
+    )
+
+
+def _add_movies(commands):
+    parser = _add(commands, "movies", run_movies, "Align movies and write corrected micrographs.")
+    parser.add_argument("movies", nargs="+", type=Path, help="movies in MRC, TIFF or EER")
+    parser.add_argument("--gain", type=Path, help="gain reference in MRC or TIFF")
+    parser.add_argument("--dark", type=Path, help="dark reference in MRC or TIFF")
+    parser.add_argument("--defects", type=Path, help="text file of 'x y width height' lines, or a map of 0 and 1")
+    _add_common(parser, MovieAlignmentParameters)
+
+
+def _add_align(commands):
+    parser = _add(commands, "align", run_align, "Align particles to references by an exhaustive search.")
+    parser.add_argument("particles", type=Path, help="particles in .star or .xmd")
+    parser.add_argument("references", type=Path, help="volume, gallery (.doc, .xmd, .star) or 2D averages (.mrcs)")
+    _add_common(parser, AlignSignificantParameters)
+
+
+def _add_classify(commands):
+    parser = _add(commands, "classify", run_classify, "Sort particles into 2D classes.")
+    parser.add_argument("particles", type=Path, help="particles in .star or .xmd")
+    parser.add_argument("--initial-references", type=Path, help="stack of averages to start from")
+    _add_common(parser, Classify2DParameters)
+
+
+def _add_reconstruct(commands):
+    parser = _add(commands, "reconstruct", run_reconstruct, "Reconstruct a volume from particles with poses.")
+    parser.add_argument("particles", type=Path, help="particles with angles and shifts in .star or .xmd")
+    parser.add_argument("--name", default="volume", help="stem of the volumes' names (default: volume)")
+    _add_common(parser, ReconstructFourierParameters)
+
+
+def _add_demo(commands):
+    text = "Simulate data with known truth, process it, and compare."
+    parser = _add(commands, "demo", run_demo, text)
+    parser.add_argument("--output", type=Path, default=Path("demo-output"), help="folder for everything it makes")
+    parser.add_argument("--engine-only", action="store_true", help="run the executors without Scipion")
+    parser.add_argument("--seed", type=int, default=1, help="seed of the simulated data (default: 1)")
+    _add_device(parser)
+
+
+def run_movies(options) -> int:
+    """Align each movie; a movie that fails is reported and the others go on."""
+    from xmipp_accel.engine.inline import align_movies
+
+    outcomes = align_movies(
+        options.movies,
+        options.output,
+        MovieAlignmentParameters.from_arguments(options),
+        resolve_device(options.device),
+        gain=options.gain,
+        dark=options.dark,
+        defects=options.defects,
+        report=_show_outcome,
+    )
+    failed = sum(outcome.error is not None for outcome in outcomes)
+    print(f"{len(outcomes) - failed} of {len(outcomes)} movies aligned; results in {options.output}")
+    return int(failed > 0)
+
+
+def _show_outcome(outcome):
+    if outcome.error is not None:
+        print(f"{outcome.movie}: FAILED: {outcome.error}", file=sys.stderr)
+    else:
+        print(f"{outcome.movie}: {outcome.result.summary()}")
+
+
+def run_align(options) -> int:
+    """Align particles to references."""
+    from xmipp_accel.io.particles import read_particles
+    from xmipp_accel.particle_alignment.executor import AlignSignificantExecutor
+
+    executor = AlignSignificantExecutor(
+        AlignSignificantParameters.from_arguments(options), resolve_device(options.device)
+    )
+    particles = read_particles(options.particles)
+    with _Progress("particles") as progress:
+        result = executor.align(particles, options.references, options.output, progress=progress)
+    print(result.summary())
+    return 0
+
+
+def run_classify(options) -> int:
+    """Sort particles into classes."""
+    from xmipp_accel.io.images import read_stack
+    from xmipp_accel.io.particles import read_particles
+    from xmipp_accel.particle_alignment.classify2d_executor import Classify2DExecutor
+
+    executor = Classify2DExecutor(Classify2DParameters.from_arguments(options), resolve_device(options.device))
+    particles = read_particles(options.particles)
+    references = options.initial_references
+    with _Progress("iterations") as progress:
+        result = executor.classify(
+            particles,
+            options.output,
+            initial_references=None if references is None else read_stack(references),
+            progress=progress,
+        )
+    print(result.summary())
+    return 0
+
+
+def run_reconstruct(options) -> int:
+    """Reconstruct a volume."""
+    from xmipp_accel.io.particles import read_particles
+    from xmipp_accel.reconstruction.executor import ReconstructFourierExecutor
+
+    executor = ReconstructFourierExecutor(
+        ReconstructFourierParameters.from_arguments(options), resolve_device(options.device)
+    )
+    particles = read_particles(options.particles)
+    with _Progress("particles") as progress:
+        result = executor.reconstruct(particles, options.output, name=options.name, progress=progress)
+    print(result.summary())
+    return 0
+
+
+def run_demo(options) -> int:
+    """Run the demo with or without Scipion."""
+    if options.engine_only:
+        from xmipp_accel.demo import run_engines as run
+    else:
+        from xmipp_accel.demo import run_in_scipion as run
+    return run(options.output, options.device, options.seed)
+
+
+def run_doctor(options) -> int:
+    """Print what the machine has."""
+    from xmipp_accel.backend.inventory import describe_machine
+
+    for name, value in describe_machine():
+        print(f"{name:24}{value}")
+    return 0
+
+
+class _Progress:
+    """A progress bar that appears with the first report, on terminals only."""
+
+    def __init__(self, unit):
+        self._unit, self._bar = unit, None
+
+    def __enter__(self):
+        return self._update
+
+    def _update(self, done, total):
+        from tqdm import tqdm
+
+        if self._bar is None:
+            self._bar = tqdm(total=total, unit=f" {self._unit}", disable=None)
+        self._bar.update(done - self._bar.n)
+
+    def __exit__(self, *_):
+        if self._bar is not None:
+            self._bar.close()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

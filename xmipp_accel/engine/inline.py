@@ -1,0 +1,79 @@
+"""Runs executors on many items in this process; one bad item never stops the others."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Callable
+
+from xmipp_accel.backend.devices import Device
+from xmipp_accel.errors import XmippAccelError
+from xmipp_accel.movie_alignment.executor import MovieAlignmentExecutor
+from xmipp_accel.movie_alignment.parameters import MovieAlignmentParameters
+
+
+@dataclasses.dataclass(frozen=True)
+class MovieOutcome:
+    """What became of one movie: a result, or the reason why there is none.
+
+    Attributes
+    ----------
+    movie : pathlib.Path
+    result : MovieAlignmentResult or None
+    error : str or None
+    """
+
+    movie: Path
+    result: Any = None
+    error: str | None = None
+
+
+def align_movies(
+    movies: Iterable[Path],
+    output_folder: str | Path,
+    parameters: MovieAlignmentParameters,
+    device: Device,
+    gain=None,
+    dark=None,
+    defects=None,
+    report: Callable[[MovieOutcome], None] = lambda outcome: None,
+) -> list[MovieOutcome]:
+    """Align movies one after the other on one device.
+
+    Parameters
+    ----------
+    movies : iterable of path
+        Two movies of the same file name get the numbers 2, 3, ... behind their names in the output folder.
+    output_folder : path
+    parameters : MovieAlignmentParameters
+    device : Device
+    gain, dark, defects : path, optional
+        As for :class:`MovieAlignmentExecutor`; an unusable one is an error before the first movie.
+    report : callable
+        Called with each outcome as soon as it is known.
+
+    Returns
+    -------
+    list of MovieOutcome, in the order of `movies`
+    """
+    executor = MovieAlignmentExecutor(parameters, device, gain=gain, dark=dark, defects=defects)
+    outcomes, used = [], set()
+    for movie in map(Path, movies):
+        name = _unique_name(movie.stem, used)
+        try:
+            outcome = MovieOutcome(movie, result=executor.process(movie, output_folder, name=name))
+        except XmippAccelError as error:
+            outcome = MovieOutcome(movie, error=str(error))
+        report(outcome)
+        outcomes.append(outcome)
+    return outcomes
+
+
+def _unique_name(stem: str, used: set[str]) -> str:
+    name, number = stem, 1
+    while name in used:
+        number += 1
+        name = f"{stem}_{number}"
+    used.add(name)
+    return name
