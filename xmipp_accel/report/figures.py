@@ -1,4 +1,4 @@
-"""The pictures of the viewers and the HTML report; each function returns a matplotlib `Figure` without a window."""
+"""The pictures of the viewers and the HTML report; each function returns a `Figure` and opens no window."""
 
 from __future__ import annotations
 
