@@ -1,0 +1,187 @@
+"""The streaming heart of a reconstruction: images go in, in any order and number, and maps come out."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+from xmipp_accel.backend import Device, fft_module
+from xmipp_accel.errors import ParameterError, ProcessingError
+from xmipp_accel.numerics.symmetry import symmetry_matrices
+from xmipp_accel.reconstruction import insert
+from xmipp_accel.reconstruction.blob import blob_table
+from xmipp_accel.reconstruction.finish import finish
+from xmipp_accel.reconstruction.geometry import plan_geometry
+from xmipp_accel.reconstruction.optics import CTF_MODES
+from xmipp_accel.reconstruction.shift import shift_bspline
+from xmipp_accel.reconstruction.symmetry import factorise
+
+LARGEST_BATCH = 1024
+
+
+@dataclasses.dataclass(frozen=True)
+class Maps:
+    """Maps (box, box, box) float32 on the accumulator's device; the halves are None without half maps."""
+
+    full: Any
+    half1: Any
+    half2: Any
+
+
+class FourierAccumulator:
+    """Sums of inserted images on one device; one set of sums for each half.
+
+    Parameters
+    ----------
+    parameters : ReconstructFourierParameters
+        With a definite `ctf`: ``"auto"`` is decided by whoever knows the particles.
+    device : Device
+    box : int
+        Edge of the images, px.
+    sampling_rate : float
+        A/px.
+
+    Raises
+    ------
+    ParameterError
+        The parameters do not fit the box.
+    ProcessingError
+        The device has too little memory for the sums.
+    """
+
+    def __init__(self, parameters, device: Device, box: int, sampling_rate: float):
+        if parameters.ctf not in CTF_MODES:
+            raise ParameterError(f"ctf: expected one of {', '.join(CTF_MODES)}, found {parameters.ctf!r}")
+        self.parameters = parameters
+        self.device = device
+        self.geometry = plan_geometry(parameters, box, sampling_rate)
+        group = symmetry_matrices(parameters.symmetry)
+        # --fast convolves the sums before opposite sides are joined, which moving voxels would not commute with.
+        splits = factorise(group) if parameters.method != "xmipp_fast" else (np.eye(3, dtype=int)[None], group)
+        self._permutations, self._operators = splits
+        self._table = blob_table(parameters.blob_radius, parameters.blob_order, parameters.blob_alpha)
+        self._check_memory()
+        self.counts = [0, 0] if parameters.halves else [0]
+        with device.activate():
+            self._sums: Any = [self._zeros() for _ in self.counts]
+
+    def _zeros(self):
+        return self.device.xp.zeros(self.geometry.accumulator_shape, dtype=np.float32)
+
+    def _check_memory(self):
+        if self.device.kind == "cpu":
+            return  # what the page cache would give back is not known
+        needed, free = self.footprint(), self.device.free_memory()
+        if needed > free:
+            raise ProcessingError(
+                f"{self.device}: expected {needed / 1e9:.1f} GB of free memory for a box of "
+                f"{self.geometry.box} px, found {free / 1e9:.1f} GB (padding and max_resolution change it)"
+            )
+
+    def footprint(self) -> int:
+        """Bytes that the sums and the most demanding moment of finishing take."""
+        voxels = int(np.prod(self.geometry.accumulator_shape[:3], dtype=np.int64))
+        sums = 16 * voxels * (3 if self.parameters.halves else 1)
+        return sums + voxels * (40 + (24 if len(self._permutations) > 1 else 0))
+
+    def batch_size(self) -> int:
+        """How many images one call of :meth:`insert` should get."""
+        if self.parameters.batch_size > 0:
+            return self.parameters.batch_size
+        g = self.geometry
+        image = 4 * g.box * (g.box + g.padded) + 16 * g.columns * (g.padded + g.box) + 16 * g.rows * g.columns
+        budget = 0.2 * self.device.free_memory() if self.device.kind == "cuda" else 2.5e8
+        return int(np.clip(budget / image, 1, LARGEST_BATCH))
+
+    def insert(self, images, matrices, shifts, *, weights=None, optics=None, flips=None, halves=None):
+        """Add a batch of images.
+
+        Parameters
+        ----------
+        images : (n, box, box) array
+            On the host or on the device.
+        matrices : (n, 3, 3) array_like
+            Of :func:`xmipp_accel.numerics.rotations.euler_to_matrix`.
+        shifts : (n, 2) array_like
+            To apply, (y, x) in px.
+        weights : (n,) array_like, optional
+        optics : ParticleOptics, optional
+            Needed unless the parameter `ctf` is ``"none"``.
+        flips : (n,) bool array_like, optional
+            True where the shifted image is mirrored in x before its angles apply.
+        halves : (n,) array_like of 1 and 2, optional
+            Needed with half maps.
+        """
+        count = len(images)
+        matrices = np.array(matrices, dtype=np.float64).reshape(count, 3, 3)
+        if flips is not None:
+            # Mirroring in x keeps the object if the viewing direction turns round too.
+            matrices[np.asarray(flips, dtype=bool)] *= np.array([-1.0, 1.0, -1.0])[:, None]
+        matrices = np.einsum("nij,gkj->ngik", matrices, self._operators)
+        groups = self._groups(halves, count)
+        with self.device.activate():
+            slices = self._slices(self.device.asarray(images, np.float32), shifts, weights, optics)
+            for sums, members in zip(self._sums, groups):
+                self._insert(sums, slices, matrices, members)
+        self.counts = [total + len(members) for total, members in zip(self.counts, groups)]
+
+    def _groups(self, halves, count):
+        if len(self._sums) == 1:
+            return [np.arange(count)]
+        halves = np.zeros(count) if halves is None else np.asarray(halves)
+        if not np.isin(halves, (1, 2)).all():
+            raise ParameterError("halves: expected half set 1 or 2 for every image, since half maps are on")
+        return [np.flatnonzero(halves == half) for half in (1, 2)]
+
+    def _slices(self, images, shifts, weights, optics):
+        """Transform padded images and prepare their records."""
+        g, xp, fft = self.geometry, self.device.xp, fft_module(images)
+        shifts = np.asarray(shifts, dtype=np.float64).reshape(-1, 2)
+        exact = self.parameters.method == "direct"
+        if not exact:
+            images, shifts = shift_bspline(images, shifts), np.zeros_like(shifts)
+        # The zero padding is transformed only where it must be.
+        half = xp.ascontiguousarray(fft.rfft(images, n=g.padded, axis=2)[:, :, : g.columns])
+        transforms = fft.fft(half, n=g.padded, axis=1).astype(xp.complex64)
+        offset = 2j * np.pi * (g.box // 2 - shifts) / g.padded
+        ramp_y = np.exp(offset[:, :1] * (np.arange(g.rows) - g.rows // 2)).astype(np.complex64)
+        ramp_x = np.exp(offset[:, 1:] * np.arange(g.columns)).astype(np.complex64)
+        mode = CTF_MODES[self.parameters.ctf]
+        coefficients = np.zeros((len(images), 5), np.float32)
+        if mode:
+            if optics is None:
+                raise ParameterError("ctf: expected the optics of every image, found none")
+            coefficients = optics.phase_coefficients(len(images), 1 / (g.padded * g.sampling_rate))
+        weights = np.ones(len(images)) if weights is None else np.asarray(weights)
+        arrays = [xp.asarray(a) for a in (ramp_y, ramp_x, coefficients, weights.astype(np.float32))]
+        return insert.prepare_slices(transforms, *arrays, g.rows, g.limit, mode, not exact)
+
+    def _insert(self, sums, slices, matrices, members):
+        if self.parameters.method == "direct":
+            insert.insert_trilinear(sums, slices, matrices, members)
+        elif self.parameters.method == "xmipp":
+            insert.insert_blob(sums, slices, matrices, members, self._table, self.parameters.blob_radius)
+        else:
+            insert.insert_nearest(sums, slices, matrices, members)
+
+    def finish(self) -> Maps:
+        """Maps of everything inserted so far; the sums are used up.
+
+        Raises
+        ------
+        ProcessingError
+            No image, or none in one of the halves, was inserted.
+        """
+        if self._sums is None or min(self.counts) == 0:
+            raise ProcessingError(f"reconstruction: expected images in every half, found {self.counts}")
+        sums, self._sums = self._sums, None
+        with self.device.activate():
+            if len(sums) == 1:
+                return Maps(self._finish(sums[0]), None, None)
+            full = self._finish(sums[0] + sums[1])
+            return Maps(full, self._finish(sums[0]), self._finish(sums[1]))
+
+    def _finish(self, sums):
+        return finish(sums, self.geometry, self.parameters, self._permutations)
