@@ -1,0 +1,133 @@
+"""Micrographs and stacks of particles or references: MRC (.mrc, .mrcs), SPIDER (.stk, .xmp, .spi) and TIFF."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from xmipp_accel.errors import InputFileError, ParameterError
+from xmipp_accel.io import mrc, spider, tiff
+
+SPIDER_SUFFIXES = (".stk", ".xmp", ".spi", ".vol")
+TIFF_SUFFIXES = (".tif", ".tiff")
+
+
+def open_stack(path):
+    """Header of a stack, with its `shape` (n, rows, columns), and the function that reads a list of its images."""
+    suffix = Path(path).suffix.lower()
+    if suffix in SPIDER_SUFFIXES:
+        return spider.read_header(path), spider.read_section_list
+    if suffix in TIFF_SUFFIXES:
+        return tiff.read_header(path), tiff.read_page_list
+    return mrc.read_header(path), mrc.read_section_list
+
+
+def stack_shape(path) -> tuple[int, int, int]:
+    """Number of images, rows and columns, from the header alone."""
+    return open_stack(path)[0].shape
+
+
+def read_stack(path, indices=None) -> np.ndarray:
+    """Read images of a stack.
+
+    Parameters
+    ----------
+    path : str or os.PathLike
+    indices : sequence of int, optional
+        Which images, counted from 0, in the order wanted; all by default.
+
+    Returns
+    -------
+    (n, y, x) float32 array
+
+    Raises
+    ------
+    InputFileError
+        The file is damaged, or has fewer images than `indices` asks for.
+    """
+    header, read = open_stack(path)
+    count = header.shape[0]
+    wanted = np.arange(count) if indices is None else np.atleast_1d(np.asarray(indices, dtype=np.int64))
+    if wanted.size and (wanted.min() < 0 or wanted.max() >= count):
+        worst = wanted.max() if wanted.max() >= count else wanted.min()
+        raise InputFileError(path, f"an image with the index {worst} (from 0)", f"{count} images")
+    return read(header, wanted).astype(np.float32, copy=False)
+
+
+def read_image(path) -> tuple[np.ndarray, float]:
+    """Read a file with one image.
+
+    Returns
+    -------
+    (y, x) float32 array
+    float
+        Sampling rate in A/px, 0 if the file does not tell.
+    """
+    header, read = open_stack(path)
+    if header.shape[0] != 1:
+        raise InputFileError(path, "one image", f"{header.shape[0]} images")
+    return read(header, [0])[0].astype(np.float32, copy=False), sampling_rate(header)
+
+
+def sampling_rate(header) -> float:
+    """Sampling rate in A/px that a header holds, 0 if none."""
+    return float(getattr(header, "sampling_rate", 0.0))
+
+
+def write_image(path, array, sampling_rate, dtype=np.float32):
+    """Publish one image as MRC (.mrc) or TIFF (.tif).
+
+    Parameters
+    ----------
+    path : str or os.PathLike
+    array : (y, x) array
+    sampling_rate : float
+        A/px; 0 if unknown.
+    dtype : {float32, float16, int16, uint16, int8}
+        Whole numbers are rounded; a value outside the type's range is a `ParameterError`.
+    """
+    array = np.asarray(array)
+    if array.ndim != 2:
+        raise ParameterError(f"{path}: expected an image (y, x), found shape {array.shape}")
+    write_stack(path, array[None], sampling_rate, dtype)
+
+
+def write_stack(path, array, sampling_rate, dtype=np.float32):
+    """Publish a stack of images as MRC (.mrc, .mrcs), SPIDER (.stk, float32 without sampling rate) or TIFF.
+
+    Parameters
+    ----------
+    path : str or os.PathLike
+    array : (n, y, x) array
+    sampling_rate, dtype
+        As for :func:`write_image`.
+    """
+    array = convert(path, array, np.dtype(dtype))
+    suffix = Path(path).suffix.lower()
+    if suffix in SPIDER_SUFFIXES:
+        spider.write_stack(path, array)
+    elif suffix in TIFF_SUFFIXES:
+        tiff.write_tiff(path, array, sampling_rate)
+    elif suffix in (".mrc", ".mrcs"):
+        mrc.write_mrc(path, array, sampling_rate, volume=False)
+    else:
+        raise ParameterError(f"{path}: expected a name that ends in .mrc, .mrcs, .stk, .tif or .tiff")
+
+
+def convert(path, array, dtype: np.dtype) -> np.ndarray:
+    """Convert for writing without silent wrapping: values beyond the range of `dtype` are a `ParameterError`."""
+    array = np.asarray(array)
+    if array.dtype == dtype or array.size == 0:
+        return array
+    limits: tuple[float, float] | None = None
+    if dtype.kind in "iu":
+        limits = float(np.iinfo(dtype).min), float(np.iinfo(dtype).max)
+        array = np.rint(array) if array.dtype.kind == "f" else array
+    elif dtype.itemsize < array.dtype.itemsize and array.dtype.kind == "f":
+        finite = np.isfinite(array)
+        limits = float(np.finfo(dtype).min), float(np.finfo(dtype).max)
+        array = array if finite.all() else np.where(finite, array, 0)
+    if limits is not None and not (array.min() >= limits[0] and array.max() <= limits[1]):
+        raise ParameterError(f"{path}: {dtype} cannot hold the values from {array.min():g} to {array.max():g}")
+    return array.astype(dtype)

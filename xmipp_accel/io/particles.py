@@ -1,0 +1,220 @@
+"""Particles: where their images are, and what is known about each of them."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from xmipp_accel.errors import InputFileError, ParameterError
+from xmipp_accel.io import relion, tables, xmipp
+from xmipp_accel.io.images import open_stack, read_stack, sampling_rate
+
+# A field with one value a particle; a single value, such as its default, stands for all of them.
+Column = Any
+_NUMBER, _WHOLE, _FLAG = ({"dtype": np.dtype(kind)} for kind in (np.float64, np.int64, bool))
+
+
+@dataclasses.dataclass
+class Particles:
+    """Arrays of equal length n, one value a particle.
+
+    Attributes
+    ----------
+    stack : list of str
+        Absolute path of the stack that holds the image.
+    index : int64
+        Place in that stack, from 0.
+    rot, tilt, psi : float64
+        Euler angles ZYZ, degrees.
+    shift_x, shift_y : float64
+        Translation to apply to the image to centre it, px.
+    flip : bool
+        Whether the image is mirrored.
+    weight : float64
+    class_id : int64
+        0 if unassigned.
+    half : int64
+        Half set 1 or 2, 0 if unassigned.
+    item_id : int64
+        1, 2, 3... by default.
+    enabled : bool
+    defocus_u, defocus_v, defocus_angle, phase_shift : float64
+        A, A, degrees, degrees.
+    voltage, cs, amplitude_contrast : float64
+        kV, mm, fraction of 1.
+    sampling_rate : float
+        A/px, the same for all; 0 if unknown.
+    has_ctf, has_pose : bool
+        Whether defocus and optics, and whether angles and shifts, are more than defaults.
+    extra : dict of (n,) arrays
+        Further columns by label, such as ``maxCC``.
+    """
+
+    stack: list[str]
+    index: Column = dataclasses.field(default=0, metadata=_WHOLE)
+    rot: Column = dataclasses.field(default=0, metadata=_NUMBER)
+    tilt: Column = dataclasses.field(default=0, metadata=_NUMBER)
+    psi: Column = dataclasses.field(default=0, metadata=_NUMBER)
+    shift_x: Column = dataclasses.field(default=0, metadata=_NUMBER)
+    shift_y: Column = dataclasses.field(default=0, metadata=_NUMBER)
+    flip: Column = dataclasses.field(default=False, metadata=_FLAG)
+    weight: Column = dataclasses.field(default=1, metadata=_NUMBER)
+    class_id: Column = dataclasses.field(default=0, metadata=_WHOLE)
+    half: Column = dataclasses.field(default=0, metadata=_WHOLE)
+    item_id: Column = dataclasses.field(default=None, metadata=_WHOLE)
+    enabled: Column = dataclasses.field(default=True, metadata=_FLAG)
+    defocus_u: Column = dataclasses.field(default=0, metadata=_NUMBER)
+    defocus_v: Column = dataclasses.field(default=0, metadata=_NUMBER)
+    defocus_angle: Column = dataclasses.field(default=0, metadata=_NUMBER)
+    phase_shift: Column = dataclasses.field(default=0, metadata=_NUMBER)
+    voltage: Column = dataclasses.field(default=300, metadata=_NUMBER)
+    cs: np.ndarray = _column(2.7, np.float64)
+    amplitude_contrast: np.ndarray = _column(0.1, np.float64)
+    sampling_rate: float = 0.0
+    has_ctf: bool = False
+    has_pose: bool = False
+    extra: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self):
+        self.stack = list(self.stack)
+        count = len(self.stack)
+        if self.item_id is None:
+            self.item_id = np.arange(1, count + 1)
+        for field in self._columns():
+            setattr(self, field.name, self._as_column(field.name, field.metadata["dtype"], count))
+        for label, values in self.extra.items():
+            if len(values) != count:
+                raise ParameterError(f"particles: expected {count} values of {label}, found {len(values)}")
+
+    @classmethod
+    def _columns(cls):
+        return [field for field in dataclasses.fields(cls) if "dtype" in field.metadata]
+
+    def _as_column(self, name, dtype, count):
+        values = np.asarray(getattr(self, name), dtype=dtype)
+        if values.shape not in ((), (count,)):
+            raise ParameterError(f"particles: expected {count} values of {name}, found shape {values.shape}")
+        return values if values.shape else np.full(count, values)
+
+    def __len__(self):
+        return len(self.stack)
+
+    def take(self, indices) -> Particles:
+        """The particles at `indices` (ints from 0, in any order), as a new object."""
+        indices = np.asarray(indices)
+        rows = np.flatnonzero(indices) if indices.dtype == bool else indices.astype(np.int64)
+        columns = {field.name: getattr(self, field.name)[rows] for field in self._columns()}
+        extra = {label: np.asarray(values)[rows] for label, values in self.extra.items()}
+        return dataclasses.replace(self, stack=[self.stack[row] for row in rows], extra=extra, **columns)
+
+    def images(self, indices=None) -> np.ndarray:
+        """Read the images of the particles at `indices`, all by default: (n, y, x) float32.
+
+        Each stack is opened once. Stacks of another image size than the first particle's are an `InputFileError`.
+        """
+        rows = np.arange(len(self)) if indices is None else np.atleast_1d(np.asarray(indices, dtype=np.int64))
+        result = np.empty((len(rows), self.box, self.box), np.float32)
+        for path, places in _group([self.stack[row] for row in rows]).items():
+            images = read_stack(path, self.index[rows[places]])
+            if images.shape[1:] != result.shape[1:]:
+                raise InputFileError(path, _size(result.shape[1:]), _size(images.shape[1:]))
+            result[places] = images
+        return result
+
+    @property
+    def box(self) -> int:
+        """Side of the images in px, from the first particle's stack, which must have square images."""
+        if not self.stack:
+            raise ParameterError("particles: expected at least one, found none")
+        shape = open_stack(self.stack[0])[0].shape
+        if shape[1] != shape[2]:
+            raise InputFileError(self.stack[0], "square images", _size(shape[1:]))
+        return shape[2]
+
+
+def _size(shape) -> str:
+    return f"images of {shape[0]} x {shape[1]} px"
+
+
+def _group(names: Sequence[str]) -> dict[str, np.ndarray]:
+    """Places of each distinct name."""
+    places: dict[str, list[int]] = {}
+    for place, name in enumerate(names):
+        places.setdefault(name, []).append(place)
+    return {name: np.array(values) for name, values in places.items()}
+
+
+def read_particles(path) -> Particles:
+    """Read particles from a STAR file of RELION 3.0, 3.1, 4 or 5, or from an Xmipp metadata file (.xmd, .doc).
+
+    The stacks are looked for relative to the file's folder, the current folder and the folders above the file, one of
+    which is where paths start in RELION's projects. Their headers are checked, the images are not read.
+
+    Raises
+    ------
+    InputFileError
+        The file or a stack is missing, damaged, or does not hold what is needed.
+    """
+    blocks = tables.read_blocks(path)
+    dialect = relion if any(label.startswith("rln") for block in blocks.values() for label in block) else xmipp
+    values = dialect.particle_values(path, blocks)
+    places = [_parse_image(path, name) for name in values.pop("image")]
+    if not places:
+        raise InputFileError(path, "at least one particle", "none")
+    stacks, indices = zip(*places)
+    found = {name: _find(path, name) for name in dict.fromkeys(stacks)}
+    particles = Particles(stack=[found[name] for name in stacks], index=np.array(indices), **values)
+    _check(path, particles)
+    return particles
+
+
+def _parse_image(path, name) -> tuple[str, int]:
+    """Split ``000012@stack.mrcs`` (from 1) into the stack and the index (from 0)."""
+    number, at, stack = str(name).partition("@")
+    if not at:
+        return str(name), 0
+    if not (number.isascii() and number.isdigit() and int(number) > 0 and stack):
+        raise InputFileError(path, "image names such as 000001@stack.mrcs", repr(str(name)[:60]))
+    return stack, int(number) - 1
+
+
+def _find(path, name) -> str:
+    folder = Path(path).resolve().parent
+    for candidate in (folder, Path.cwd(), *folder.parents):
+        if (candidate / name).is_file():
+            return str((candidate / name).resolve())
+    raise InputFileError(path, f"the stack {name} beside it, in the current folder or in a folder above", "none")
+
+
+def _check(path, particles):
+    """Compare with the headers of the stacks, and take the sampling rate from there if the file has none."""
+    size = None
+    for stack, places in _group(particles.stack).items():
+        header = open_stack(stack)[0]
+        count, *shape = header.shape
+        last = int(particles.index[places].max())
+        if last >= count:
+            raise InputFileError(
+                stack, f"an image {last + 1}, as {os.path.basename(path)} says", f"{count} images"
+            )
+        if size is not None and shape != size:
+            raise InputFileError(stack, _size(size), _size(shape))
+        size = shape
+        if not particles.sampling_rate:
+            particles.sampling_rate = sampling_rate(header)
+
+
+def write_particles(path, particles: Particles):
+    """Publish particles with absolute paths as a STAR file of RELION 3.1 (.star) or an Xmipp file (.xmd).
+
+    RELION knows no mirrored images: with `flip`, the pose is written as the equivalent one from the other side
+    (tilt + 180, -psi, -shift_x).
+    """
+    dialect = relion if Path(path).suffix.lower() == ".star" else xmipp
+    names = [f"{index + 1:06d}@{stack}" for index, stack in zip(particles.index.tolist(), particles.stack)]
+    tables.write_blocks(path, dialect.particle_blocks(particles, names))
