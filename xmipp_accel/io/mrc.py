@@ -1,8 +1,8 @@
 """MRC2014 images, stacks and volumes, read and written without other packages.
 
-Mode 0 is signed as MRC2014 says, unless IMOD's stamp is there and its flag says unsigned: that is how SerialEM writes
-counts above 127. Mode 101, and mode 0 with IMOD's flag for it, hold two 4-bit pixels a byte, the left one in the low
-nibble. Formats: https://www.ccpem.ac.uk/mrc_format/mrc2014.php, https://bio3d.colorado.edu/imod/doc/mrc_format.txt.
+Mode 0 is signed as MRC2014 says, unless IMOD's stamp is there and its flag says unsigned: that is how SerialEM
+writes counts above 127. Mode 101, and mode 0 with IMOD's flag for it, hold two 4-bit pixels a byte, the left one in
+the low nibble. Formats: https://www.ccpem.ac.uk/mrc_format/mrc2014.php, https://bio3d.colorado.edu/imod/doc/mrc_format.txt.
 """
 
 from __future__ import annotations

@@ -73,8 +73,8 @@ class Particles:
     defocus_angle: Column = dataclasses.field(default=0, metadata=_NUMBER)
     phase_shift: Column = dataclasses.field(default=0, metadata=_NUMBER)
     voltage: Column = dataclasses.field(default=300, metadata=_NUMBER)
-    cs: np.ndarray = _column(2.7, np.float64)
-    amplitude_contrast: np.ndarray = _column(0.1, np.float64)
+    cs: Column = dataclasses.field(default=2.7, metadata=_NUMBER)
+    amplitude_contrast: Column = dataclasses.field(default=0.1, metadata=_NUMBER)
     sampling_rate: float = 0.0
     has_ctf: bool = False
     has_pose: bool = False
@@ -152,8 +152,8 @@ def _group(names: Sequence[str]) -> dict[str, np.ndarray]:
 def read_particles(path) -> Particles:
     """Read particles from a STAR file of RELION 3.0, 3.1, 4 or 5, or from an Xmipp metadata file (.xmd, .doc).
 
-    The stacks are looked for relative to the file's folder, the current folder and the folders above the file, one of
-    which is where paths start in RELION's projects. Their headers are checked, the images are not read.
+    The stacks are looked for relative to the file's folder, the current folder and the folders above the file, since
+    RELION's paths start at the project. Their headers are checked, the images are not read.
 
     Raises
     ------

@@ -18,8 +18,8 @@ from xmipp_accel.io.files import read_text
 def atomic_path(final) -> Iterator[Path]:
     """Give a temporary path, which becomes `final` when the block ends without an error.
 
-    The temporary file has the same folder, so that the renaming is atomic, and the same suffix, by which writers often
-    choose a format. It is flushed to the disk before the renaming and removed if anything fails.
+    The temporary file has the same folder, so that the renaming is atomic, and the same suffix, which may tell the
+    format to a writer. It is flushed to the disk before the renaming and removed if anything fails.
 
     Parameters
     ----------

@@ -1,8 +1,8 @@
 """STAR files of RELION and metadata files (.xmd) of Xmipp, as columns by name.
 
 Strict where a damaged file would otherwise give wrong numbers: every row needs a value for each column, and the
-last one its end of line. emtable, which Scipion uses, drops surplus values, finds a block by the beginning of its name
-and fixes a column's type by its first value; it serves as a second opinion in the tests.
+last one its end of line. emtable, which Scipion uses, drops surplus values, finds a block by the beginning of its
+name and fixes a column's type by its first value; it serves as a second opinion in the tests.
 """
 
 from __future__ import annotations
