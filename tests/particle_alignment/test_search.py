@@ -1,0 +1,134 @@
+import numpy as np
+import pytest
+
+from tests.particle_alignment.test_polar import blobs, draw
+from xmipp_accel.backend import to_host
+from xmipp_accel.kernels.reference.polar_search import polar_search as oracle
+from xmipp_accel.particle_alignment import polar
+from xmipp_accel.particle_alignment.search import (
+    PolarSearch,
+    _derivatives,
+    normalize_references,
+    refine_poses,
+    shift_grid,
+)
+
+
+def random_case(rng, n_particles, n_references, grid):
+    # Drawn as images, so that the harmonics end where those of images do.
+    images = rng.normal(size=(n_particles + n_references, grid.box, grid.box)).astype(np.float32)
+    images *= polar.soft_circle(grid.box, grid.box * 0.3)
+    samples = polar.polar_samples(images, grid)
+    return samples[:n_particles], polar.angular_coefficients(samples[n_particles:], grid)
+
+
+@pytest.mark.parametrize(
+    "particles, references, rings, radius", [(1, 1, 1, 0.0), (3, 5, 5, 2.0), (2, 131, 7, 1.5), (2, 3, 6, 9.5)]
+)
+def test_search_against_the_oracle(device, particles, references, rings, radius):
+    rng = np.random.default_rng(0)
+    grid = polar.polar_grid(20, rings, 7, radius)
+    samples, coefficients = random_case(rng, particles, references, grid)
+    weights = polar.ring_weights(grid)
+    shifts = shift_grid(radius, 1.0)
+    search = PolarSearch(grid, device.asarray(coefficients), weights, shifts)
+    score, psi, shift = search(device.asarray(samples))
+    factors = weights[:, None] * grid.harmonic_weights
+    shifted = polar.angular_coefficients(samples[:, None] * polar.shift_phases(grid, shifts), grid)
+    best, psi_index, shift_index = oracle(coefficients * factors, shifted, search.n_psi)
+    np.testing.assert_allclose(score, best, rtol=1e-3, atol=1e-4 * np.abs(best).max())
+    # In float32 two nearly equal maxima may change places.
+    same = (np.abs(psi - psi_index * 360 / search.n_psi) < 1e-3) & (shift == shift_index)
+    assert same.mean() > 0.98
+
+
+def test_search_in_small_batches_is_the_same(device):
+    rng = np.random.default_rng(1)
+    grid = polar.polar_grid(20, 5, 7, 2)
+    samples, coefficients = random_case(rng, 5, 9, grid)
+    arguments = (grid, device.asarray(coefficients), polar.ring_weights(grid), shift_grid(2, 1))
+    whole = PolarSearch(*arguments)(device.asarray(samples))
+    parts = PolarSearch(*arguments, memory=1)(device.asarray(samples))
+    for a, b in zip(whole, parts):
+        np.testing.assert_allclose(a, b, rtol=1e-4)
+
+
+def test_excluded_pairs(device):
+    rng = np.random.default_rng(2)
+    grid = polar.polar_grid(20, 5, 7, 2)
+    samples, coefficients = random_case(rng, 4, 6, grid)
+    search = PolarSearch(grid, device.asarray(coefficients), polar.ring_weights(grid), shift_grid(1, 1))
+    allowed = rng.random((4, 6)) < 0.5
+    every = search(device.asarray(samples))[0]
+    some = search(device.asarray(samples), allowed)[0]
+    assert np.isneginf(some[~allowed]).all()
+    np.testing.assert_allclose(some[allowed], every[allowed], rtol=1e-5)
+
+
+def test_a_known_pose_is_found_and_refined(device):
+    rng = np.random.default_rng(3)
+    centres, heights, axis = blobs(rng, 40, 4, spread=0.25)
+    centres = np.clip(centres, -9, 9)
+    psi, shift = np.array([12.3, 100.7, 211.1, 333.3]), np.array([[1.3, -2.2], [0.4, 0.0], [-2.6, 1.1], [0, 2.9]])
+    particles = []
+    for i in range(4):
+        c, s = np.cos(np.deg2rad(psi[i])), np.sin(np.deg2rad(psi[i]))
+        turn = np.array([[c, s], [-s, c]])
+        particles.append(draw(centres[i : i + 1], heights[i : i + 1], axis, 1.5, turn, -shift[i])[0])
+    grid = polar.polar_grid(40, 12, 15, 4)
+    weights = polar.ring_weights(grid)
+    references = draw(centres, heights, axis, 1.5)
+    coefficients = polar.angular_coefficients(polar.polar_samples(device.asarray(references), grid), grid)
+    coefficients = normalize_references(coefficients, grid, weights)
+    samples = polar.polar_samples(device.asarray(np.array(particles)), grid)
+    shifts = shift_grid(4, 1.5)
+    score, found_psi, found_shift = PolarSearch(grid, coefficients, weights, shifts)(samples)
+    np.testing.assert_array_equal(score.argmax(1), np.arange(4))
+    own = np.arange(4)
+    start = found_psi[own, own], shifts[found_shift[own, own]]
+    value, new_psi, new_shift = refine_poses(grid, coefficients, weights, samples, *start, max_shift=4)
+    assert (value > score[own, own]).all()
+    np.testing.assert_allclose(new_psi, psi, atol=0.1)
+    np.testing.assert_allclose(new_shift, shift, atol=0.02)
+    limited = refine_poses(grid, coefficients, weights, samples, *start, max_shift=1)[2]
+    assert np.hypot(*limited.T).max() <= 1 + 1e-9
+
+
+def test_derivatives_are_those_of_the_score(device):
+    rng = np.random.default_rng(4)
+    grid = polar.polar_grid(20, 5, 7, 2)
+    samples, coefficients = random_case(rng, 3, 3, grid)
+    arguments = grid, device.asarray(coefficients), polar.ring_weights(grid), device.asarray(samples)
+    pose = rng.normal(size=(3, 3))
+    value, gradient, hessian = _derivatives(*arguments, pose)
+    shifted = polar.angular_coefficients(samples * polar.shift_phases(grid, pose[:, 1:]), grid)
+    weights = polar.ring_weights(grid)[:, None] * grid.harmonic_weights
+    turn = np.exp(-1j * pose[:, :1, None] * np.arange(grid.n_harmonics))
+    expected = (np.conj(coefficients) * shifted * weights * turn).real.sum((1, 2))
+    np.testing.assert_allclose(value, expected, rtol=2e-3, atol=1e-3 * np.abs(expected).max())
+    for i in range(3):
+        step = np.zeros(3)
+        step[i] = 1e-2
+        plus, minus = (_derivatives(*arguments, pose + sign * step) for sign in (1, -1))
+        scale = np.abs(gradient).max()
+        np.testing.assert_allclose((plus[0] - minus[0]) / 2e-2, gradient[:, i], atol=5e-3 * scale)
+        np.testing.assert_allclose((plus[1] - minus[1]) / 2e-2, hessian[:, i], atol=5e-3 * np.abs(hessian).max())
+
+
+def test_normalize_references(device):
+    rng = np.random.default_rng(5)
+    grid = polar.polar_grid(20, 5, 7)
+    weights = polar.ring_weights(grid)
+    references = random_case(rng, 1, 3, grid)[1]
+    references[2] = 0
+    unit = to_host(normalize_references(device.asarray(references), grid, weights))
+    np.testing.assert_allclose(polar.ring_energy(unit, grid) @ weights, [1, 1, 0], rtol=1e-5)
+
+
+def test_shift_grid():
+    np.testing.assert_array_equal(shift_grid(0, 1), [[0, 0]])
+    points = shift_grid(4.5, 1.5)
+    assert np.hypot(*points.T).max() <= 4.5 and (points[0] == 0).all()
+    distances = np.hypot(*(points[:, None] - points[None]).T) + 10 * np.eye(len(points))
+    np.testing.assert_allclose(distances.min(0), 1.5)
+    assert 30 <= len(points) <= 38
