@@ -1,0 +1,176 @@
+"""Align Significant in Scipion."""
+
+from __future__ import annotations
+
+import os
+from collections import defaultdict
+from pathlib import Path
+
+from pwem.objects import SetOfClasses2D, SetOfParticles, Transform, Volume
+from pwem.protocols import ProtAlign2D
+from pyworkflow import PROD
+from pyworkflow.protocol import params
+from pyworkflow.protocol.constants import STEPS_SERIAL
+from xmipp_accel.protocols import forms
+from xmipp_accel.protocols.forms import Entry
+
+from xmipp_accel import convert
+from xmipp_accel.io.publish import read_json
+from xmipp_accel.particle_alignment.parameters import AlignSignificantParameters
+
+SEARCH = (
+    Entry("maxShift", "max_shift", "Maximum shift"),
+    Entry("maxResolution", "max_resolution", "Maximum resolution"),
+    Entry("maskRadius", "mask_radius", "Mask radius"),
+    Entry("ctfMode", "ctf", "CTF"),
+    Entry("checkMirrors", "mirrors", "Compare mirrored references?"),
+    Entry("doRefine", "refine", "Refine beyond the grid?"),
+    Entry("doWhiten", "whiten", "Whiten the particles?"),
+    Entry("algorithm", "algorithm", "Algorithm"),
+    Entry("memoryLimit", "memory_limit", "Memory limit"),
+)
+GALLERY = (
+    Entry("symmetryGroup", "symmetry", "Symmetry group"),
+    Entry("angularSampling", "angular_sampling", "Angular sampling"),
+    Entry("minTilt", "min_tilt", "Minimum tilt"),
+    Entry("maxTilt", "max_tilt", "Maximum tilt"),
+)
+SIGNIFICANCE = (
+    Entry("keepBestN", "keep_best", "References to keep"),
+    Entry("useWeight", "use_weight", "Rank by weight?"),
+    Entry("angDistance", "angular_distance", "Angular neighbourhood"),
+    Entry("symmetricNeighbours", "symmetric_neighbours", "Neighbourhood modulo symmetry?"),
+    Entry("updateReferences", "update_references", "Update references?"),
+)
+ENTRIES = SEARCH + GALLERY + SIGNIFICANCE
+
+
+class XmippAccelProtAlignSignificant(ProtAlign2D):
+    """Compares every particle with every reference, in every orientation and shift, and keeps the best.
+
+    The references are projections of a volume, which gives each particle a projection direction, or averages or
+    classes, which give it a 2D alignment.
+    """
+
+    _label = "align significant"
+    _devStatus = PROD
+    stepsExecutionMode = STEPS_SERIAL
+
+    def _defineAlignParams(self, form):
+        form.addParam(
+            "inputReferences",
+            params.PointerParam,
+            pointerClass="Volume,SetOfAverages,SetOfClasses2D",
+            important=True,
+            label="References",
+            help="A volume, averages or 2D classes, of the same size and sampling rate as the particles.",
+        )
+        forms.add_entries(form, AlignSignificantParameters, SEARCH)
+        form.addSection(label="Volume")
+        forms.add_entries(form, AlignSignificantParameters, GALLERY)
+        form.addSection(label="Significance")
+        forms.add_entries(form, AlignSignificantParameters, SIGNIFICANCE)
+        forms.add_threads(form)
+        forms.add_devices(form)
+
+    # ------------------------------------------------------------------------------------------------- steps
+    def _insertAllSteps(self):
+        self._insertFunctionStep(self.alignStep, self._parameters().to_dict(), needsGPU=True)
+        self._insertFunctionStep(self.createOutputStep, needsGPU=False)
+
+    def alignStep(self, values):
+        from xmipp_accel.particle_alignment.executor import AlignSignificantExecutor
+
+        executor = AlignSignificantExecutor(
+            AlignSignificantParameters.from_dict(values), forms.resolve_devices(self, most=1)[0]
+        )
+        result = executor.align(
+            convert.particles_from_set(self.inputParticles.get()),
+            self._references(),
+            self._getExtraPath(),
+            progress=forms.progress_log(self, "Particles aligned"),
+        )
+        self.info(result.summary())
+
+    def _references(self):
+        references = self.inputReferences.get()
+        if isinstance(references, Volume):
+            return os.path.abspath(references.getFileName().split(":")[0])
+        return convert.references_from_set(references)
+
+    def createOutputStep(self):
+        from xmipp_accel.io.particles import read_particles
+
+        result = self.result()
+        rows = read_particles(result["particles_xmd"])
+        matrices = convert.aligned_transforms(rows, result["kind"])
+        rows_of = defaultdict(list)
+        for row, number in enumerate(rows.item_id):
+            rows_of[int(number)].append(row)
+        output = SetOfParticles.create(self._getPath())
+        output.copyInfo(self.inputParticles.get())
+        (output.setAlignmentProj if result["kind"] == "projection" else output.setAlignment2D)()
+        for item in self.inputParticles.get().iterItems():
+            for row in rows_of[item.getObjId()]:
+                output.append(self._aligned(item, rows, row, matrices[row]))
+        self._defineOutputs(outputParticles=output)
+        self._defineSourceRelation(self.inputParticles, output)
+        self._defineSourceRelation(self.inputReferences, output)
+        self._define_references(result)
+
+    def _aligned(self, item, rows, row, matrix):
+        aligned = item.clone()
+        if self.keepBestN.get() > 1:
+            aligned.cleanObjId()  # several rows of one particle cannot have its number
+        aligned.setTransform(Transform(matrix))
+        convert.set_attributes(aligned, weight=rows.weight[row], max_cc=rows.extra["maxCC"][row])
+        return aligned
+
+    def _define_references(self, result):
+        if not result["references_xmd"]:
+            return
+        from xmipp_accel.io.particles import read_particles
+
+        averages = self._createSetOfAverages()
+        averages.copyInfo(self.inputParticles.get())
+        averages.setHasCTF(False)
+        convert.fill_averages(averages, read_particles(result["references_xmd"]))
+        self._defineOutputs(outputAverages=averages)
+        self._defineSourceRelation(self.inputParticles, averages)
+
+    def result(self):
+        """What the alignment reports, as a dictionary."""
+        return read_json(Path(self._getExtraPath("aligned.json")))
+
+    # -------------------------------------------------------------------------------------------- information
+    def _parameters(self):
+        values = forms.collect(self, AlignSignificantParameters, ENTRIES)
+        particles = self.inputParticles.get()
+        return AlignSignificantParameters(**values, phase_flipped=bool(particles and particles.isPhaseFlipped()))
+
+    def _validate(self):
+        errors = forms.parameter_errors(self)
+        particles, references = self.inputParticles.get(), self.inputReferences.get()
+        if particles is None or references is None:
+            return errors
+        errors += convert.size_errors("references", references, particles)
+        if isinstance(references, SetOfClasses2D) and not references.hasRepresentatives():
+            errors.append("The classes have no averages to align to.")
+        return errors
+
+    def _summary(self):
+        if not self.hasAttribute("outputParticles"):
+            return []
+        result = self.result()
+        return [
+            f"{result['n_aligned']} of {result['n_particles']} aligned to {result['n_references']} references.",
+            f"Mean correlation {result['mean_cc']:.3f}; {100 * result['at_shift_limit']:.1f} % of the particles "
+            f"are at the largest shift.",
+            f"{result['seconds']:.1f} s on {result['device']}.",
+        ]
+
+    def _methods(self):
+        return ["Particles were compared with all references in polar Fourier space [Strelak2022]."]
+
+    def _citations(self):
+        return ["Strelak2022"]

@@ -1,0 +1,144 @@
+"""Fourier reconstruction in Scipion."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pwem.objects import FSC, Volume
+from pwem.protocols import ProtReconstruct3D
+from pyworkflow import PROD
+from pyworkflow.protocol import params
+from pyworkflow.protocol.constants import STEPS_SERIAL
+from xmipp_accel.protocols import forms
+from xmipp_accel.protocols.forms import Entry
+
+from xmipp_accel import convert
+from xmipp_accel.io.publish import read_json
+from xmipp_accel.reconstruction.parameters import ReconstructFourierParameters
+
+NAME = "output_volume"
+MAIN = (
+    Entry("symmetryGroup", "symmetry", "Symmetry group"),
+    Entry("maxRes", "max_resolution", "Maximum resolution"),
+    Entry("useHalves", "halves", "Reconstruct halves?"),
+    Entry("maskDiameter", "mask_diameter", "FSC mask diameter", "useHalves"),
+    Entry("fscWeighting", "fsc_weighting", "Weight by FSC?", "useHalves"),
+    Entry("useWeights", "use_weights", "Use particle weights?"),
+    Entry("method", "method", "Method"),
+)
+EXPERT = (
+    Entry("padding", "padding", "Padding factor"),
+    Entry("wiener", "wiener", "Wiener constant"),
+    Entry("blobRadius", "blob_radius", "Blob radius", "method > 0"),
+    Entry("blobOrder", "blob_order", "Blob order", "method > 0"),
+    Entry("blobAlpha", "blob_alpha", "Blob alpha", "method > 0"),
+    Entry("seed", "seed", "Random seed", "useHalves"),
+    Entry("batchSize", "batch_size", "Particles per batch"),
+)
+ENTRIES = MAIN + EXPERT
+
+
+class XmippAccelProtReconstructFourier(ProtReconstruct3D):
+    """Reconstructs a map, two half maps and their FSC from particles with projection directions, in one pass."""
+
+    _label = "reconstruct fourier"
+    _devStatus = PROD
+    stepsExecutionMode = STEPS_SERIAL
+
+    def _defineParams(self, form):
+        form.addSection(label="Input")
+        form.addParam(
+            "inputParticles",
+            params.PointerParam,
+            pointerClass="SetOfParticles",
+            pointerCondition="hasAlignmentProj",
+            important=True,
+            label="Input particles",
+            help="Particles with projection directions.",
+        )
+        forms.add_entries(form, ReconstructFourierParameters, MAIN)
+        form.addParam(
+            "correctCTF",
+            params.BooleanParam,
+            default=True,
+            label="Correct for the CTF?",
+            help="Uses the CTF of each particle, if it has one; knows of particles whose phases were flipped.",
+        )
+        forms.add_entries(form, ReconstructFourierParameters, EXPERT)
+        forms.add_threads(form)
+        forms.add_devices(form)
+
+    # ------------------------------------------------------------------------------------------------- steps
+    def _insertAllSteps(self):
+        self._insertFunctionStep(self.reconstructStep, self._parameters().to_dict(), needsGPU=True)
+        self._insertFunctionStep(self.createOutputStep, needsGPU=False)
+
+    def reconstructStep(self, values):
+        from xmipp_accel.reconstruction.executor import ReconstructFourierExecutor
+
+        executor = ReconstructFourierExecutor(
+            ReconstructFourierParameters.from_dict(values), forms.resolve_devices(self, most=1)[0]
+        )
+        executor.reconstruct(
+            convert.particles_from_set(self.inputParticles.get()),
+            self._getExtraPath(),
+            NAME,
+            progress=forms.progress_log(self, "Particles inserted"),
+        )
+
+    def createOutputStep(self):
+        result = self.result()
+        volume = Volume(location=self._getExtraPath(result["volume"]))
+        volume.setSamplingRate(result["sampling_rate"])
+        if result["half1"]:
+            volume.setHalfMaps([self._getExtraPath(result["half1"]), self._getExtraPath(result["half2"])])
+        self._defineOutputs(outputVolume=volume)
+        self._defineSourceRelation(self.inputParticles, volume)
+        if result["half1"]:
+            fsc = FSC(objLabel="masked half maps")
+            fsc.setData(result["frequencies"], result["fsc_masked"])
+            self._defineOutputs(outputFSC=fsc)
+            self._defineSourceRelation(self.inputParticles, fsc)
+
+    def result(self):
+        """What the reconstruction reports, as a dictionary."""
+        return read_json(Path(self._getExtraPath(f"{NAME}.json")))
+
+    # -------------------------------------------------------------------------------------------- information
+    def _parameters(self):
+        values = forms.collect(self, ReconstructFourierParameters, ENTRIES)
+        values["max_resolution"] = max(0.0, values["max_resolution"])  # Xmipp's protocol says -1 for Nyquist
+        return ReconstructFourierParameters(**values, ctf=self._ctf())
+
+    def _ctf(self):
+        particles = self.inputParticles.get()
+        if not self.correctCTF or particles is None or particles.isAmplitudeCorrected():
+            return "none"
+        return "phase_flipped" if particles.hasCTF() and particles.isPhaseFlipped() else "auto"
+
+    def _validate(self):
+        errors = forms.parameter_errors(self)
+        particles = self.inputParticles.get()
+        if particles is not None and not particles.hasAlignmentProj():
+            errors.append(
+                f"The particles need projection directions; their alignment is {particles.getAlignment()}."
+            )
+        return errors
+
+    def _summary(self):
+        if not self.hasAttribute("outputVolume"):
+            return []
+        result = self.result()
+        lines = [f"{result['particles']} particles, symmetry {result['symmetry']}, CTF: {result['ctf']}."]
+        if result["half1"]:
+            lines.append(
+                f"Half maps agree up to {result['resolution']:.2f} A (FSC 0.143; "
+                f"{result['resolution_unmasked']:.2f} A without mask)."
+            )
+        return [*lines, f"{result['seconds']['total']:.1f} s on {result['device']}."]
+
+    def _methods(self):
+        return ["The map was reconstructed by insertion into Fourier space [Strelak2019]."]
+
+    def _citations(self):
+        return ["Strelak2019"]

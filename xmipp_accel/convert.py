@@ -1,0 +1,376 @@
+"""Scipion's objects to and from the package's own, without files in between.
+
+The matrices of ``pwem.objects.Transform`` follow Xmipp's plugin (specification: align_significant.md 4.2):
+ALIGN_2D stores ``[F Rz(psi) | s]`` directly, with F the mirror of x; ALIGN_PROJ the inverse of ``[A | -s]``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from pathlib import Path
+
+import numpy as np
+from pwem.constants import ALIGN_2D, ALIGN_NONE, ALIGN_PROJ
+from pwem.objects import Acquisition, CTFModel, Particle, SetOfClasses2D, Transform
+from pyworkflow.object import Float, Integer
+
+from xmipp_accel.errors import ProcessingError
+from xmipp_accel.io.particles import Particles
+from xmipp_accel.numerics.rotations import euler_to_matrix, matrix_to_euler
+
+# Attributes that other plugins give to particles, and that survive a way through this one.
+SUBSET, WEIGHT = "_rlnRandomSubset", "_xmipp_weight"
+DEFAULT_OPTICS = (300.0, 2.7, 0.1)  # kV, mm, fraction: only where a set has no acquisition
+
+
+def projection_transform(rot, tilt, psi, shift_x, shift_y, flip=False) -> np.ndarray:
+    """Matrices that Scipion stores for a projection alignment.
+
+    Parameters
+    ----------
+    rot, tilt, psi : (n,) array_like
+        Degrees.
+    shift_x, shift_y : (n,) array_like
+        Translation to apply to the image, px.
+    flip : (n,) array_like of bool
+        Mirrored images become the projection from the other side, since a determinant of -1 is not allowed.
+
+    Returns
+    -------
+    (n, 4, 4) float64 array
+        ``[A^T | A^T s]``, the inverse of ``[A | -s]``.
+    """
+    rot, tilt, psi, sx, sy = (np.atleast_1d(np.asarray(v, np.float64)) for v in (rot, tilt, psi, shift_x, shift_y))
+    flip = np.broadcast_to(np.asarray(flip, bool), rot.shape)
+    tilt, psi, sx = np.where(flip, tilt + 180, tilt), np.where(flip, -psi, psi), np.where(flip, -sx, sx)
+    inverse = np.swapaxes(euler_to_matrix(rot, tilt, psi), -1, -2)
+    matrices = np.tile(np.eye(4), (len(rot), 1, 1))
+    matrices[:, :3, :3] = inverse
+    matrices[:, :3, 3] = np.einsum("nij,nj->ni", inverse, np.stack([sx, sy, np.zeros_like(sx)], axis=-1))
+    return matrices
+
+
+def projection_pose(matrices) -> tuple[np.ndarray, ...]:
+    """Inverse of :func:`projection_transform`: (rot, tilt, psi, shift_x, shift_y), each (n,).
+
+    Raises
+    ------
+    ProcessingError
+        A matrix mirrors the image, which Scipion does not allow.
+    """
+    matrices = np.asarray(matrices, np.float64)
+    rotations = np.swapaxes(matrices[:, :3, :3], -1, -2)
+    if np.any(np.linalg.det(rotations) < 0):
+        raise ProcessingError("projection alignment: expected rotations, found a matrix with a mirror")
+    shifts = np.einsum("nij,nj->ni", rotations, matrices[:, :3, 3])
+    return (*matrix_to_euler(rotations), shifts[:, 0], shifts[:, 1])
+
+
+def planar_transform(psi, shift_x, shift_y, flip=False) -> np.ndarray:
+    """Matrices (n, 4, 4) that Scipion stores for a 2D alignment: turn, mirror x, then shift.
+
+    Parameters
+    ----------
+    psi, shift_x, shift_y : (n,) array_like
+        Degrees; px in the frame of the average. This order differs from that of projections.
+    flip : (n,) array_like of bool
+    """
+    psi = np.deg2rad(np.atleast_1d(np.asarray(psi, np.float64)))
+    matrices = np.tile(np.eye(4), (len(psi), 1, 1))
+    cos, sin = np.cos(psi), np.sin(psi)
+    matrices[:, 0, 0], matrices[:, 0, 1], matrices[:, 1, 0], matrices[:, 1, 1] = cos, sin, -sin, cos
+    matrices[:, 0, 3], matrices[:, 1, 3] = shift_x, shift_y
+    sign = np.where(np.broadcast_to(np.asarray(flip, bool), psi.shape), -1.0, 1.0)
+    matrices[:, 0, :2] *= sign[:, None]
+    matrices[:, 2, 2] = sign
+    return matrices
+
+
+def planar_pose(matrices) -> tuple[np.ndarray, ...]:
+    """Inverse of :func:`planar_transform`: (psi, shift_x, shift_y, flip), each (n,)."""
+    matrices = np.asarray(matrices, np.float64)
+    flip = np.linalg.det(matrices[:, :2, :2]) < 0
+    return (
+        np.rad2deg(np.arctan2(-matrices[:, 1, 0], matrices[:, 1, 1])),
+        matrices[:, 0, 3],
+        matrices[:, 1, 3],
+        flip,
+    )
+
+
+def planar_to_projection(psi, shift_x, shift_y, flip) -> tuple[np.ndarray, ...]:
+    """Turn the numbers of a 2D alignment (turn, mirror, shift) into a projection's (shift, turn, mirror)."""
+    sign = np.where(flip, -1.0, 1.0)
+    cos, sin = np.cos(np.deg2rad(psi)), np.sin(np.deg2rad(psi))
+    x, y = sign * shift_x, shift_y
+    return psi, cos * x - sin * y, sin * x + cos * y, flip
+
+
+def projection_to_planar(psi, shift_x, shift_y, flip) -> tuple[np.ndarray, ...]:
+    """Inverse of :func:`planar_to_projection`."""
+    sign = np.where(flip, -1.0, 1.0)
+    cos, sin = np.cos(np.deg2rad(psi)), np.sin(np.deg2rad(psi))
+    return psi, sign * (cos * shift_x + sin * shift_y), -sin * shift_x + cos * shift_y, flip
+
+
+class _Columns:
+    """Grows the arrays of a `Particles`, one Scipion particle after the other."""
+
+    def __init__(self, alignment):
+        self.alignment = alignment
+        self.stack, self.index, self.item_id, self.enabled, self.matrices = [], [], [], [], []
+        self.ctf, self.optics, self.half, self.weight, self.class_id = [], [], [], [], []
+
+    def add(self, particle, optics):
+        index, name = particle.getLocation()
+        self.stack.append(name)
+        self.index.append(max(0, index - 1))
+        self.item_id.append(particle.getObjId())
+        self.enabled.append(particle.isEnabled())
+        self.class_id.append(particle.getClassId() or 0)
+        self.half.append(int(particle.getAttributeValue(SUBSET, 0) or 0))
+        weight = particle.getAttributeValue(WEIGHT, None)
+        self.weight.append(1.0 if weight is None else float(weight))
+        self.optics.append(_optics(particle.getAcquisition()) if particle.hasAcquisition() else optics)
+        if self.alignment != ALIGN_NONE:
+            self.matrices.append(particle.getTransform().getMatrix())
+        if particle.hasCTF():
+            ctf = particle.getCTF()
+            self.ctf.append(
+                (ctf.getDefocusU(), ctf.getDefocusV(), ctf.getDefocusAngle(), ctf.getPhaseShift() or 0.0)
+            )
+
+    def pose(self) -> dict[str, np.ndarray]:
+        zero = np.zeros(len(self.index))
+        pose = dict(rot=zero, tilt=zero, psi=zero, shift_x=zero, shift_y=zero, flip=zero.astype(bool))
+        if self.alignment == ALIGN_PROJ:
+            values = projection_pose(np.array(self.matrices))
+            pose.update(zip(("rot", "tilt", "psi", "shift_x", "shift_y"), values))
+        elif self.alignment == ALIGN_2D:
+            pose.update(zip(("psi", "shift_x", "shift_y", "flip"), planar_pose(np.array(self.matrices))))
+        elif self.alignment != ALIGN_NONE:
+            raise ProcessingError(f"particle set: expected projection, 2D or no alignment, found {self.alignment}")
+        return {name: np.array(values) for name, values in pose.items()}
+
+
+def _optics(acquisition):
+    values = (
+        acquisition.getVoltage(),
+        acquisition.getSphericalAberration(),
+        acquisition.getAmplitudeContrast(),
+    )
+    return tuple(default if value is None else value for value, default in zip(values, DEFAULT_OPTICS))
+
+
+def particles_from_set(images, folder=None) -> Particles:
+    """Read a Scipion set into arrays.
+
+    Parameters
+    ----------
+    images : SetOfParticles
+        Or any other set of images, such as averages or one 2D class.
+    folder : path, optional
+        What the set's relative paths are relative to; the current folder, which in a run is the project's.
+
+    Returns
+    -------
+    Particles
+        Disabled items included, with `enabled` false. 2D alignments keep Scipion's order: turn, mirror, shift.
+
+    Raises
+    ------
+    ProcessingError
+        The set is empty, has a 3D alignment, or a CTF is missing although the set should have them.
+    """
+    folder = Path(folder or os.curdir).resolve()
+    columns = _Columns(images.getAlignment())
+    optics = _optics(images.getAcquisition())
+    for particle in images.iterItems():
+        columns.add(particle, optics)
+    count = len(columns.index)
+    if count == 0:
+        raise ProcessingError("particle set: expected particles, found none")
+    has_ctf = images.hasCTF() and bool(columns.ctf)
+    if has_ctf and len(columns.ctf) != count:
+        raise ProcessingError(f"particle set: expected a CTF for {count} particles, found {len(columns.ctf)}")
+    ctf = np.array(columns.ctf if has_ctf else np.zeros((count, 4)), dtype=np.float64)
+    voltage, cs, amplitude_contrast = np.array(columns.optics, dtype=np.float64).T
+    # Scipion may append a format, as in stack.mrc:mrcs.
+    absolute = {name: os.path.join(folder, name.split(":")[0]) for name in set(columns.stack)}
+    return Particles(
+        stack=[absolute[name] for name in columns.stack],
+        index=np.array(columns.index, dtype=np.int64),
+        **columns.pose(),
+        weight=np.array(columns.weight),
+        class_id=np.array(columns.class_id, dtype=np.int64),
+        half=np.array(columns.half, dtype=np.int64),
+        item_id=np.array(columns.item_id, dtype=np.int64),
+        enabled=np.array(columns.enabled, dtype=bool),
+        defocus_u=ctf[:, 0],
+        defocus_v=ctf[:, 1],
+        defocus_angle=ctf[:, 2],
+        phase_shift=ctf[:, 3],
+        voltage=voltage,
+        cs=cs,
+        amplitude_contrast=amplitude_contrast,
+        sampling_rate=float(images.getSamplingRate()),
+        has_ctf=has_ctf,
+        has_pose=columns.alignment != ALIGN_NONE,
+    )
+
+
+def references_from_set(references) -> Particles:
+    """Read averages, or the averages of 2D classes, into arrays; those with projection directions keep them."""
+    if not isinstance(references, SetOfClasses2D):
+        return particles_from_set(references)
+    particles = particles_from_set(references.getImages())
+    classes = [group.getRepresentative() for group in references.iterItems()]
+    averages = particles.take(np.zeros(len(classes), dtype=np.int64))
+    return dataclasses.replace(
+        averages,
+        stack=[os.path.abspath(average.getFileName().split(":")[0]) for average in classes],
+        index=np.array([max(0, average.getIndex() - 1) for average in classes], dtype=np.int64),
+        item_id=np.arange(1, len(classes) + 1),
+        class_id=np.zeros(len(classes), dtype=np.int64),
+        has_ctf=False,
+        has_pose=False,
+    )
+
+
+def size_errors(name, images, particles) -> list[str]:
+    """Sentences for ``_validate`` if `images` have another size or sampling rate than `particles`."""
+    errors = []
+    size, box = images.getDimensions(), particles.getXDim()
+    if size is not None and size[0] != box:
+        errors.append(f"The {name} have {size[0]} px, the particles {box} px.")
+    rate, expected = images.getSamplingRate(), particles.getSamplingRate()
+    if abs(rate - expected) > 0.01 * expected:
+        errors.append(f"The {name} have {rate:.3f} A/px, the particles {expected:.3f} A/px.")
+    return errors
+
+
+def fill_set(images, particles: Particles, alignment=None):
+    """Append `particles` to an empty Scipion set, with acquisition, CTF, alignment and half sets.
+
+    Parameters
+    ----------
+    images : SetOfParticles
+    particles : Particles
+    alignment : str, optional
+        `ALIGN_PROJ` or `ALIGN_2D` if poses are to be kept.
+    """
+    images.setSamplingRate(particles.sampling_rate)
+    images.setHasCTF(bool(particles.has_ctf))
+    images.setAlignment(alignment or ALIGN_NONE)
+    voltage, cs, contrast = (
+        float(values[0]) for values in (particles.voltage, particles.cs, particles.amplitude_contrast)
+    )
+    images.setAcquisition(_acquisition(voltage, cs, contrast))
+    matrices = transforms(particles, alignment) if alignment else None
+    for row in range(len(particles)):
+        item = Particle()
+        item.setLocation(int(particles.index[row]) + 1, particles.stack[row])
+        item.setObjId(int(particles.item_id[row]))
+        item.setEnabled(bool(particles.enabled[row]))
+        item.setAcquisition(
+            _acquisition(*(float(getattr(particles, n)[row]) for n in ("voltage", "cs", "amplitude_contrast")))
+        )
+        if particles.has_ctf:
+            item.setCTF(_ctf_model(particles, row))
+        if matrices is not None:
+            item.setTransform(Transform(matrices[row]))
+        set_attributes(item, half=particles.half[row] if particles.half.any() else None)
+        if (particles.weight != 1).any():
+            set_attributes(item, weight=particles.weight[row])
+        if (particles.class_id > 0).any():
+            item.setClassId(int(particles.class_id[row]))
+        images.append(item)
+
+
+def transforms(particles: Particles, alignment) -> np.ndarray:
+    """Matrices (n, 4, 4) for `Transform` of poses, which for ALIGN_2D are in Scipion's order."""
+    if alignment == ALIGN_PROJ:
+        p = particles
+        return projection_transform(p.rot, p.tilt, p.psi, p.shift_x, p.shift_y, p.flip)
+    return planar_transform(particles.psi, particles.shift_x, particles.shift_y, particles.flip)
+
+
+def aligned_transforms(particles: Particles, kind) -> np.ndarray:
+    """Matrices (n, 4, 4) of poses as the executors report them: shift, turn, then mirror.
+
+    Parameters
+    ----------
+    particles : Particles
+    kind : {"projection", "2d"}
+    """
+    if kind == "projection":
+        return transforms(particles, ALIGN_PROJ)
+    p = particles
+    return planar_transform(*projection_to_planar(p.psi, p.shift_x, p.shift_y, p.flip))
+
+
+def fill_averages(averages, images: Particles):
+    """Append images to an empty `SetOfAverages`; their numbers are those of the references."""
+    averages.setSamplingRate(images.sampling_rate)
+    averages.setAlignment(ALIGN_NONE)
+    for row in range(len(images)):
+        item = Particle(location=(int(images.index[row]) + 1, os.path.relpath(images.stack[row])))
+        item.setObjId(int(images.item_id[row]))
+        averages.append(item)
+
+
+def set_attributes(item, half=None, weight=None, max_cc=None):
+    """Give a Scipion particle the attributes that other plugins look for; None leaves one alone."""
+    if half is not None:
+        setattr(item, SUBSET, Integer(int(half)))
+    if weight is not None:
+        setattr(item, WEIGHT, Float(float(weight)))
+    if max_cc is not None:
+        item._xmipp_maxCC = Float(float(max_cc))
+
+
+def _acquisition(voltage, cs, amplitude_contrast):
+    # Scipion takes a set without magnification for one without acquisition.
+    return Acquisition(
+        magnification=50000.0, voltage=voltage, sphericalAberration=cs, amplitudeContrast=amplitude_contrast
+    )
+
+
+def _ctf_model(particles, row):
+    model = CTFModel()
+    model.setStandardDefocus(
+        float(particles.defocus_u[row]), float(particles.defocus_v[row]), float(particles.defocus_angle[row])
+    )
+    if particles.phase_shift.any():
+        model.setPhaseShift(float(particles.phase_shift[row]))
+    return model
+
+
+def movie_settings(movies, eer_frames=40) -> dict[str, float]:
+    """Sampling rate, voltage and exposures of a set of movies, named as in `MovieAlignmentParameters`.
+
+    Parameters
+    ----------
+    movies : SetOfMovies
+    eer_frames : int
+        Number of frames that each EER file is divided into; Scipion's dose is that of one of the detector's.
+    """
+    acquisition = movies.getAcquisition()
+    dose = acquisition.getDosePerFrame() or 0.0
+    first, last, index = movies.getFramesRange()
+    # Exposure before the first frame that is in the file, which need not be the first that was taken.
+    before = (acquisition.getDoseInitial() or 0.0) + dose * max(0, first - index)
+    if is_eer(movies):
+        dose *= max(1, (last - first + 1) // eer_frames)
+    return dict(
+        sampling_rate=float(movies.getSamplingRate()),
+        voltage=float(acquisition.getVoltage() or DEFAULT_OPTICS[0]),
+        dose_per_frame=float(dose),
+        pre_exposure=float(before),
+    )
+
+
+def is_eer(movies) -> bool:
+    """Whether the movies of a set are EER files."""
+    return movies.getFirstItem().getFileName().lower().endswith(".eer")
