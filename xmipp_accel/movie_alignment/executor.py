@@ -1,8 +1,31 @@
-"""Alignment of movies on one device."""
+"""Alignment of movies on one device: files in, files out."""
 
 from __future__ import annotations
 
+import contextlib
+import logging
+import os
+import time
+from pathlib import Path
+
+import numpy as np
+
 from xmipp_accel.backend import CPU
+from xmipp_accel.errors import InputFileError, ParameterError, ProcessingError
+from xmipp_accel.io.gains import read_dark, read_defects, read_gain
+from xmipp_accel.io.images import write_image, write_stack
+from xmipp_accel.io.movies import open_movie
+from xmipp_accel.io.publish import write_json
+from xmipp_accel.movie_alignment import metadata, quality
+from xmipp_accel.movie_alignment.correct import MotionCorrector, binned_shape, corrected_averages
+from xmipp_accel.movie_alignment.motion import find_motion
+from xmipp_accel.movie_alignment.prepare import PreparedMovie, blank_frames, non_finite_pixels, outlier_pixels
+from xmipp_accel.movie_alignment.result import MovieAlignmentResult
+
+logger = logging.getLogger(__name__)
+
+STEPS = 4
+SUFFIXES = {"unweighted": ".mrc", "dose_weighted": "_DW.mrc", "even": "_EVN.mrc", "odd": "_ODD.mrc"}
 
 
 class MovieAlignmentExecutor:
@@ -21,9 +44,15 @@ class MovieAlignmentExecutor:
         self.parameters = parameters
         self.device = device
         self._gain, self._dark, self._defects = gain, dark, defects
+        self._references = {}
 
     def process(self, movie_path, output_folder, name=None, progress=None):
         """Align one movie and write its outputs.
+
+        The averages are means, not sums: ``<name>.mrc`` without and ``<name>_DW.mrc`` with dose weighting,
+        ``<name>_EVN.mrc`` and ``<name>_ODD.mrc`` of the frames with even and odd numbers counted from 1,
+        ``<name>_aligned.mrcs``, ``<name>_psd.mrc``, the motion as ``<name>.xmd`` (Xmipp) and ``<name>.star``
+        (RELION), and ``<name>.json``, last of all.
 
         Parameters
         ----------
@@ -38,10 +67,169 @@ class MovieAlignmentExecutor:
         Returns
         -------
         MovieAlignmentResult
-            Also written as ``<name>.json``, last of all files.
 
         Raises
         ------
-        InputFileError, ParameterError, ProcessingError
+        InputFileError
+            The movie or one of the references cannot be used.
+        ParameterError
+            The parameters do not fit this movie.
+        ProcessingError
+            The movie holds nothing that can be aligned: fewer than two frames with contrast, or no valid pixels.
         """
-        raise NotImplementedError
+        with self.device.activate():
+            return _Run(self, Path(movie_path), Path(output_folder), name, progress).result()
+
+    def references(self, shape):
+        """Gain and dark on the device, and defects on the host, for frames of this shape; each may be None."""
+        if shape not in self._references:
+            p = self.parameters
+            gain = dark = None
+            bad = np.zeros(shape, dtype=bool)
+            if self._gain:
+                gain, zero = read_gain(self._gain, shape, p.gain_rotation, p.gain_flip, p.gain_divide)
+                gain, bad = self.device.asarray(gain, np.float32), bad | zero
+            if self._dark:
+                dark = self.device.asarray(read_dark(self._dark, shape, p.gain_rotation, p.gain_flip), np.float32)
+            if self._defects:
+                bad = bad | read_defects(self._defects, shape)
+            self._references = {shape: (gain, dark, bad)}
+        return self._references[shape]
+
+    @property
+    def reference_paths(self):
+        """Paths of the gain and the defects as text, empty where there is none."""
+        return str(self._gain or ""), str(self._defects or "")
+
+
+class _Run:
+    """One movie's way through the executor."""
+
+    def __init__(self, executor, movie_path, folder, name, progress):
+        self.executor, self.parameters, self.device = executor, executor.parameters, executor.device
+        self.path, self.folder = movie_path, folder
+        self.name = name or movie_path.stem
+        self.progress = progress
+        self.timings = {}
+
+    @contextlib.contextmanager
+    def _stage(self, name, done):
+        start = time.perf_counter()
+        yield
+        self.timings[name] = time.perf_counter() - start
+        if self.progress is not None:
+            self.progress(done, STEPS)
+
+    def result(self):
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with self._stage("read", 1):
+            movie, blank = self._read()
+        with self._stage("align", 2):
+            valid = [t for t in range(movie.shape[0]) if t not in set(blank)]
+            motion = find_motion(movie, valid, self.parameters, self.sampling_rate)
+            motion = motion.relative_to_reference()
+        with self._stage("correct", 3):
+            averages = self._averages(movie, valid, motion)
+        with self._stage("write", 4):
+            result = self._write(movie, blank, motion, averages)
+        write_json(self.folder / f"{self.name}.json", result.to_json())
+        logger.info("%s: %s, %.1f s", self.path.name, result.status, sum(self.timings.values()))
+        return result
+
+    def _read(self):
+        p = self.parameters
+        with open_movie(self.path, p.eer_frames, p.eer_upsampling) as reader:
+            self.n_frames = reader.shape[0]
+            self.sampling_rate = p.sampling_rate or reader.sampling_rate
+            if not self.sampling_rate > 0:
+                raise ParameterError(f"{self.path}: its header has no pixel size; set sampling_rate")
+            self.first, self.last = self._range(p.first_frame, p.last_frame, 1, self.n_frames)
+            self.sum_first, self.sum_last = self._range(
+                max(p.sum_first_frame, self.first), p.sum_last_frame, self.first, self.last
+            )
+            raw = self.device.asarray(reader.read(self.first - 1, self.last))
+        gain, dark, bad = self.executor.references(tuple(raw.shape[1:]))
+        movie = PreparedMovie(raw, gain, dark)
+        self._repair(movie, bad | non_finite_pixels(raw))
+        blank = blank_frames(movie)
+        if movie.shape[0] - len(blank) < 2:
+            raise ProcessingError(
+                f"{self.path}: {movie.shape[0] - len(blank)} of {movie.shape[0]} frames have any contrast; "
+                "an alignment needs two"
+            )
+        return movie, blank
+
+    def _range(self, first, last, lowest, highest):
+        if first > highest or (last or highest) > highest or first > (last or highest):
+            found = f"frames {first} to {last or 'the last'}"
+            raise ParameterError(
+                f"{self.path}: expected a range within frames {lowest} to {highest}, found {found}"
+            )
+        return first, last or highest
+
+    def _repair(self, movie, bad):
+        p = self.parameters
+        if not p.repair_bad_pixels:
+            if non_finite_pixels(movie.raw).any():
+                raise InputFileError(self.path, "finite pixels, or repair_bad_pixels", "NaN or infinity")
+            return
+        try:
+            movie.repair(bad)
+            if p.hot_pixel_sigma > 0:
+                average = movie.mean_frame(range(movie.shape[0]))
+                movie.repair(bad | outlier_pixels(average, bad, p.hot_pixel_sigma))
+        except ProcessingError as error:
+            raise ProcessingError(f"{self.path}: {error}") from error
+
+    def _averages(self, movie, valid, motion):
+        corrector = MotionCorrector(motion.shifts, motion.control_points, movie.shape[1:])
+        frames = [t for t in valid if self.sum_first <= t + self.first <= self.sum_last]
+        if not frames:
+            raise ProcessingError(f"{self.path}: no frame to be summed has any contrast")
+        return corrected_averages(movie, frames, corrector, self.parameters, self.sampling_rate, self.first - 1)
+
+    def _write(self, movie, blank, motion, averages):
+        p = self.parameters
+        shape = tuple(int(s) for s in movie.shape[1:])
+        out_rate = self.sampling_rate * shape[1] / binned_shape(shape, p.bin_factor)[1]
+        outputs = self._write_images(averages, out_rate)
+        bad = np.argwhere(movie.bad)
+        outputs |= {"xmd": f"{self.name}.xmd", "star": f"{self.name}.star"}
+        numbers = dict(motion.quality, bad_pixels=float(len(bad)), blank_frames=float(len(blank)))
+        numbers |= quality.motion_summary(motion.shifts, self.sampling_rate, p.dose_per_frame)
+        reason = motion.reason
+        if blank:
+            listed = ", ".join(str(t + self.first) for t in blank)
+            reason = "; ".join(filter(None, [reason, f"frames without contrast left out: {listed}"]))
+        result = MovieAlignmentResult(
+            name=self.name, movie=os.path.abspath(self.path), status=motion.status, reason=reason,
+            n_frames=self.n_frames, first_frame=self.first - 1, shape=shape, sampling_rate=self.sampling_rate,
+            output_sampling_rate=out_rate, reference_frame=motion.reference + self.first - 1,
+            shifts=motion.shifts, shift_errors=motion.errors, control_points=motion.control_points,
+            quality=numbers, outputs=outputs, timings=self.timings, parameters=p.to_dict(),
+        )  # fmt: skip
+        numbers |= quality.local_summary(result.field, result.shifts, shape, result.n_aligned)
+        metadata.write_xmd(self.folder / outputs["xmd"], result, blank)
+        gain, defects = self.executor.reference_paths
+        numbers["relion_model_rms"] = metadata.write_relion_star(
+            self.folder / outputs["star"], result, gain, defects, bad
+        )
+        return result
+
+    def _write_images(self, averages, sampling_rate):
+        p = self.parameters
+        dtype = np.float16 if p.float16 else np.float32
+        wanted = {"unweighted": p.save_unweighted, "even": p.save_even_odd, "odd": p.save_even_odd}
+        outputs = {}
+        for key, suffix in SUFFIXES.items():
+            if key in averages and wanted.get(key, True):
+                outputs[key] = self.name + suffix
+                write_image(self.folder / outputs[key], averages[key], sampling_rate, dtype)
+        if "aligned_movie" in averages:
+            outputs["aligned_movie"] = f"{self.name}_aligned.mrcs"
+            write_stack(self.folder / outputs["aligned_movie"], averages["aligned_movie"], sampling_rate, dtype)
+        if p.save_power_spectrum:
+            outputs["power_spectrum"] = f"{self.name}_psd.mrc"
+            spectrum = quality.power_spectrum(averages["unweighted"])
+            write_image(self.folder / outputs["power_spectrum"], spectrum, sampling_rate)
+        return outputs

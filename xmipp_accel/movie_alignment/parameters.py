@@ -31,8 +31,8 @@ class MovieAlignmentParameters(Parameters):
 
     max_resolution: float = parameter(
         0.0,
-        "Gaussian low-pass of the correlations with half amplitude at this resolution (Xmipp's maxResForCorrelation); "
-        "0 weights each frequency by the signal-to-noise ratio measured in the movie, which is more accurate",
+        "Low-pass of the correlations, with half amplitude at this resolution (Xmipp's maxResForCorrelation);"
+        " 0 weights each frequency by the signal-to-noise ratio measured in the movie, which is more accurate",
         unit="A",
         minimum=0,
     )
@@ -69,7 +69,8 @@ class MovieAlignmentParameters(Parameters):
     repair_bad_pixels: bool = parameter(True, "Replace defects and hot pixels by good neighbours")
     hot_pixel_sigma: float = parameter(
         6.0,
-        "A pixel of the sum that differs from its neighbours by more standard deviations is repaired; 0 disables this",
+        "A pixel of the sum that differs from its neighbours by more standard deviations is repaired;"
+        " 0 disables this",
         minimum=0,
         advanced=True,
     )

@@ -1,0 +1,152 @@
+"""The motion in a movie: whole frames first, then, where it pays, over the field of view."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+
+from xmipp_accel.movie_alignment.local import align_locally
+from xmipp_accel.movie_alignment.patches import make_grid
+from xmipp_accel.movie_alignment.result import GLOBAL, LOCAL, NOT_ALIGNED
+from xmipp_accel.movie_alignment.spectra import frame_spectra
+from xmipp_accel.movie_alignment.whole_frame import align_whole_frames, frames_on_grid
+from xmipp_accel.numerics import bspline
+
+# Frequencies above carry no information about shifts in any movie seen so far, but time.
+FINEST_RESOLUTION = 3.0
+# The local stage keeps the frequencies that hold this part of the information.
+INFORMATION = 0.98
+# In standard deviations of noise.
+DETECTION_LIMIT = 12.0
+LIMIT_FRACTION = 0.5
+# Cross-validated gain below which the field of view is taken to move as one.
+LOCAL_GAIN = 0.02
+CONTROL_SPACING = 1000.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Motion:
+    """Motion of the aligned frames; see `MovieAlignmentResult` for the attributes."""
+
+    status: str
+    reason: str
+    shifts: np.ndarray
+    errors: np.ndarray
+    control_points: np.ndarray
+    quality: dict[str, float]
+    reference: int = 0
+
+    def relative_to_reference(self):
+        """Let the frame that is nearest to all others stay where it is, everywhere in the field."""
+        if self.status == NOT_ALIGNED:
+            return self
+        distance = np.linalg.norm(self.shifts[:, None] - self.shifts[None], axis=-1).max(axis=1)
+        reference = int(distance.argmin())
+        points = self.control_points
+        if points.size:
+            at_reference = bspline.basis_matrix([reference], len(self.shifts), len(points))[0]
+            points = points - np.einsum("t,tyxc->yxc", at_reference, points)
+        shifts = self.shifts - self.shifts[reference]
+        return dataclasses.replace(self, shifts=shifts, control_points=points, reference=reference)
+
+
+def find_motion(movie, valid, parameters, sampling_rate):
+    """Find the motion of a prepared movie.
+
+    Parameters
+    ----------
+    movie : PreparedMovie
+    valid : list of int
+        Frames with contrast; the others get interpolated shifts.
+    parameters : MovieAlignmentParameters
+    sampling_rate : float
+        A/px.
+
+    Returns
+    -------
+    Motion
+    """
+    spectra = frame_spectra(movie, valid, min(0.5, sampling_rate / FINEST_RESOLUTION))
+    whole = align_whole_frames(spectra, sampling_rate, parameters.max_shift, parameters.max_resolution)
+    numbers = {
+        "detection": whole.spectrum.detection(),
+        "pairs_trusted": whole.pairs_trusted,
+        "pairs_at_limit": whole.at_limit,
+        "last_change": whole.last_change,
+    }
+    failure = _failure(whole, parameters, sampling_rate)
+    if failure:
+        zero = np.zeros((movie.shape[0], 2))
+        return Motion(NOT_ALIGNED, failure, zero, zero, np.zeros((0, 0, 0, 2)), numbers)
+    everywhere = _on_all_frames(whole.shifts, valid, movie.shape[0])
+    largest = parameters.max_shift / sampling_rate
+    errors = _on_all_frames(np.minimum(whole.errors, largest), valid, movie.shape[0])
+    motion = Motion(GLOBAL, "", everywhere, errors, np.zeros((0, 0, 0, 2)), numbers)
+    if not parameters.local_alignment:
+        return motion
+    return _with_local(motion, movie, valid, spectra, whole, parameters, sampling_rate)
+
+
+def _failure(whole, parameters, sampling_rate):
+    """Why these shifts cannot be trusted, or nothing."""
+    detection = whole.spectrum.detection()
+    if not detection > DETECTION_LIMIT:
+        return (
+            f"the frames share no signal: {detection:.1f} standard deviations above noise "
+            f"after alignment, less than {DETECTION_LIMIT:g}"
+        )
+    if whole.at_limit > LIMIT_FRACTION:
+        return f"{100 * whole.at_limit:.0f} % of the shifts between frames reach max_shift"
+    spread = np.linalg.norm(whole.shifts[:, None] - whole.shifts[None], axis=-1).max() * sampling_rate
+    if spread > parameters.max_shift:
+        return f"frames lie {spread:.1f} A apart, more than max_shift = {parameters.max_shift:g} A"
+    return ""
+
+
+def _on_all_frames(values, valid, n):
+    return np.stack([np.interp(np.arange(n), valid, values[:, c]) for c in (0, 1)], axis=1)
+
+
+def _with_local(motion, movie, valid, spectra, whole, parameters, sampling_rate):
+    if len(valid) < 4:
+        return dataclasses.replace(motion, reason="local alignment needs 4 frames")
+    n, ny, nx = movie.shape
+    small = spectra.crop(whole.spectrum.limit(INFORMATION))
+    origin = tuple((s - e) // 2 for s, e in zip((ny, nx), small.extent))
+    edge = min(parameters.min_local_resolution / sampling_rate, min(small.extent) / 2)
+    counts = parameters.patches_y, parameters.patches_x
+    grid = make_grid(small.shape, small.extent, origin, edge, counts)
+    images = frames_on_grid(small, small.shape)
+    lengths = float(n), float(ny), float(nx)
+    local = align_locally(
+        images, np.asarray(valid), grid, whole, parameters, sampling_rate, lengths,
+        control_counts(parameters, lengths, sampling_rate),
+    )  # fmt: skip
+    numbers = dict(
+        motion.quality,
+        local_gain=local.gain,
+        local_residual=local.residual,
+        patches_y=float(len(grid.centres_y)),
+        patches_x=float(len(grid.centres_x)),
+        stiffness_space=local.stiffness.space,
+        stiffness_time=local.stiffness.time,
+    )
+    if local.gain < LOCAL_GAIN:
+        reason = f"no local motion that frames predict for each other (gain {local.gain:.3f})"
+        return dataclasses.replace(motion, reason=reason, quality=numbers)
+    return dataclasses.replace(
+        motion,
+        status=LOCAL,
+        shifts=_on_all_frames(local.shifts, valid, n),
+        control_points=local.control_points,
+        quality=numbers,
+    )
+
+
+def control_counts(parameters, lengths, sampling_rate):
+    """Control points in t, y and x, as wanted or one for each 1000 A and each seven frames, and three more."""
+    wanted = parameters.control_points_t, parameters.control_points_y, parameters.control_points_x
+    automatic = [int(np.ceil(lengths[0] / 7)) + 3]
+    automatic += [max(5, round(length * sampling_rate / CONTROL_SPACING) + 3) for length in lengths[1:]]
+    return tuple(w or a for w, a in zip(wanted, automatic))

@@ -1,0 +1,175 @@
+"""From raw frames to clean ones: dark, gain, and repair of bad pixels."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from xmipp_accel.backend import array_module, to_host
+from xmipp_accel.errors import ProcessingError
+
+N_SOURCES = 8
+SOURCE_RADIUS = 12
+MAX_HOT_FRACTION = 0.01
+MAX_BAD_FRACTION = 0.5
+
+
+class PreparedMovie:
+    """Raw frames on a device, corrected one at a time so that no float copy of the movie is kept.
+
+    Parameters
+    ----------
+    raw : array, shape (n, ny, nx)
+        In the file's type, on the device.
+    gain, dark : array, shape (ny, nx), optional
+        On the same device; the gain multiplies.
+    """
+
+    def __init__(self, raw, gain=None, dark=None):
+        self.raw, self.gain, self.dark = raw, gain, dark
+        self.bad = np.zeros(raw.shape[1:], dtype=bool)
+        self._bad_index = self._sources = None
+
+    @property
+    def xp(self):
+        """`numpy` or `cupy`."""
+        return array_module(self.raw)
+
+    @property
+    def shape(self):
+        """(n, ny, nx)."""
+        return self.raw.shape
+
+    def frame(self, t):
+        """Return frame `t` corrected, float32 of shape (ny, nx)."""
+        xp = self.xp
+        frame = self.raw[t].astype(xp.float32)
+        if self.dark is not None:
+            frame -= self.dark
+        if self.gain is not None:
+            frame *= self.gain
+        if self._bad_index is not None:
+            flat = frame.reshape(-1)
+            fill = flat[self._sources[t % N_SOURCES]]
+            flat[self._bad_index] = fill
+        return frame
+
+    def mean_frame(self, frames):
+        """Average of the corrected `frames`, float32."""
+        total = self.xp.zeros(self.shape[1:], dtype=self.xp.float32)
+        for t in frames:
+            total += self.frame(t)
+        return total / self.xp.float32(len(frames))
+
+    def repair(self, bad):
+        """Replace the pixels marked in `bad` (host, bool) from now on."""
+        if bad.mean() > MAX_BAD_FRACTION:
+            raise ProcessingError(
+                f"{100 * bad.mean():.0f} % of the pixels are bad; the gain or the defects are wrong"
+            )
+        self.bad = bad
+        if bad.any():
+            index, sources = repair_sources(bad)
+            self._bad_index, self._sources = self.xp.asarray(index), self.xp.asarray(sources)
+
+
+def non_finite_pixels(raw):
+    """Pixels, host bool (ny, nx), that hold NaN or infinity in some frame."""
+    if raw.dtype.kind != "f":
+        return np.zeros(raw.shape[1:], dtype=bool)
+    xp = array_module(raw)
+    bad = xp.zeros(raw.shape[1:], dtype=bool)
+    for frame in raw:
+        bad |= ~xp.isfinite(frame)
+    return to_host(bad)
+
+
+def blank_frames(movie):
+    """Indices of the frames without any contrast."""
+    rows = slice(None, None, max(1, movie.shape[1] // 512))
+    return [t for t in range(movie.shape[0]) if float(movie.frame(t)[rows].std()) == 0.0]
+
+
+def outlier_pixels(average, bad, sigma):
+    """Find hot and dead pixels in the average of the uncorrected frames.
+
+    A pixel is compared with the mean of the middle two of its four neighbours, so that one hot neighbour does not
+    matter.
+
+    Parameters
+    ----------
+    average : array, shape (ny, nx)
+    bad : ndarray of bool, shape (ny, nx)
+        Pixels known to be bad already, which do not enter the statistics.
+    sigma : float
+        Threshold in standard deviations of that difference.
+
+    Returns
+    -------
+    ndarray of bool, shape (ny, nx)
+        On the host; empty when more than one per cent of the pixels would be marked, since such a sum does not
+        tell bad pixels from noise.
+    """
+    xp = array_module(average)
+    padded = xp.pad(average, 1, mode="reflect")
+    neighbours = (padded[:-2, 1:-1], padded[2:, 1:-1], padded[1:-1, :-2], padded[1:-1, 2:])
+    low = high = total = neighbours[0]
+    for neighbour in neighbours[1:]:
+        low, high, total = xp.minimum(low, neighbour), xp.maximum(high, neighbour), total + neighbour
+    difference = average - 0.5 * (total - low - high)
+    known = xp.asarray(bad)
+    sample = difference[~known][:: max(1, difference.size // 1_000_000)]
+    deviation = 1.4826 * float(xp.median(xp.abs(sample - xp.median(sample))))
+    if deviation == 0.0:
+        return np.zeros(bad.shape, dtype=bool)
+    found = to_host((xp.abs(difference) > sigma * deviation) & ~known)
+    return found if found.mean() <= MAX_HOT_FRACTION else np.zeros_like(found)
+
+
+def repair_sources(bad):
+    """Choose good neighbours of the bad pixels.
+
+    Returns
+    -------
+    index : ndarray of int64, shape (m,)
+        Flat indices of the bad pixels.
+    sources : ndarray of int64, shape (8, m)
+        Flat indices of good pixels near them, the nearest first, repeated where there are fewer. Frames take them
+        in turn: one source for all frames would print a pattern that stands still.
+    """
+    ny, nx = bad.shape
+    y, x = np.nonzero(bad)
+    count = np.zeros(len(y), dtype=np.int64)
+    sources = np.zeros((N_SOURCES, len(y)), dtype=np.int64)
+    for dy, dx in _offsets_by_distance(SOURCE_RADIUS):
+        todo = np.nonzero(count < N_SOURCES)[0]
+        if not len(todo):
+            break
+        sy, sx = y[todo] + dy, x[todo] + dx
+        inside = (sy >= 0) & (sy < ny) & (sx >= 0) & (sx < nx)
+        todo, sy, sx = todo[inside], sy[inside], sx[inside]
+        good = ~bad[sy, sx]
+        todo, sy, sx = todo[good], sy[good], sx[good]
+        sources[count[todo], todo] = sy * nx + sx
+        count[todo] += 1
+    _fill_lonely(sources, count, bad, y, x)
+    for row in range(1, N_SOURCES):
+        missing = count <= row
+        sources[row, missing] = sources[row % np.maximum(count[missing], 1), missing]
+    return y * nx + x, sources
+
+
+def _offsets_by_distance(radius):
+    grid = np.arange(-radius, radius + 1)
+    dy, dx = (a.ravel() for a in np.meshgrid(grid, grid, indexing="ij"))
+    order = np.argsort(dy * dy + dx * dx, kind="stable")
+    return [(int(dy[i]), int(dx[i])) for i in order if 0 < dy[i] ** 2 + dx[i] ** 2 <= radius**2]
+
+
+def _fill_lonely(sources, count, bad, y, x):
+    """Give pixels inside wide defects random good pixels of the whole frame."""
+    lonely = np.nonzero(count == 0)[0]
+    if len(lonely):
+        good = np.flatnonzero(~bad)
+        picks = np.random.default_rng(0).integers(0, len(good), (N_SOURCES, len(lonely)))
+        sources[:, lonely] = good[picks]
+        count[lonely] = N_SOURCES

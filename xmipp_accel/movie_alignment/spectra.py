@@ -1,0 +1,214 @@
+"""Fourier transforms of frames, cut down to the frequencies that an alignment uses."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+from xmipp_accel.backend import array_module, fft_module, good_fft_size
+
+HALF_AMPLITUDE = np.sqrt(1.0 / (2.0 * np.log(2.0)))
+
+
+@dataclasses.dataclass(frozen=True)
+class Spectra:
+    """Half-plane Fourier coefficients of frames.
+
+    Attributes
+    ----------
+    data : array of complex64, shape (n, my, mx // 2 + 1)
+        Unnormalised transforms; the first row and column (offset and axis cross) are zero.
+    shape : (int, int)
+        Grid (my, mx) in real space.
+    extent : (int, int)
+        Pixels of the movie that the grid spans.
+    """
+
+    data: Any
+    shape: tuple[int, int]
+    extent: tuple[int, int]
+
+    @property
+    def fy(self):
+        """Frequencies along y, cycles per px of the movie, shape (my,)."""
+        return np.fft.fftfreq(self.shape[0]) * self.shape[0] / self.extent[0]
+
+    @property
+    def fx(self):
+        """Frequencies along x, cycles per px of the movie, shape (mx // 2 + 1,)."""
+        return np.arange(self.shape[1] // 2 + 1) / self.extent[1]
+
+    @property
+    def radius(self):
+        """Absolute frequency, float32 of shape (my, mx // 2 + 1) on the data's device."""
+        return array_module(self.data).asarray(np.hypot(self.fy[:, None], self.fx[None]).astype(np.float32))
+
+    def crop(self, limit):
+        """Copy without the frequencies above `limit`, in cycles per px of the movie."""
+        shape = tuple(grid_size(e, limit, s) for e, s in zip(self.extent, self.shape))
+        if shape == self.shape:
+            return self
+        return Spectra(crop_half_plane(self.data, self.shape, shape), shape, self.extent)
+
+
+def grid_size(extent, limit, largest):
+    """Good FFT size that holds frequencies up to `limit` (cycles per px) of `extent` pixels."""
+    return min(largest, good_fft_size(int(np.ceil(2 * limit * extent)) + 2))
+
+
+def crop_half_plane(data, shape, new_shape):
+    """Cut rfft2 coefficients (..., my, mx // 2 + 1) to a smaller even grid without its Nyquist row and column."""
+    half = new_shape[0] // 2
+    xp = array_module(data)
+    columns = new_shape[1] // 2 + 1
+    out = xp.empty((*data.shape[:-2], new_shape[0], columns), dtype=data.dtype)
+    out[..., :half, :] = data[..., :half, :columns]
+    out[..., half:, :] = data[..., shape[0] - half :, :columns]
+    if new_shape[0] < shape[0]:
+        out[..., half, :] = 0
+    if new_shape[1] < shape[1]:
+        out[..., columns - 1] = 0
+    return out
+
+
+def smooth_size(n):
+    """Largest even number up to `n` whose prime factors are all 2, 3, 5 or 7."""
+    size = n - n % 2
+    while good_fft_size(size) != size:
+        size -= 2
+    return size
+
+
+def frame_spectra(movie, frames, limit):
+    """Transform the given frames of a :class:`PreparedMovie`, up to `limit` in cycles per px.
+
+    The frame is cropped around its centre to a size that transforms fast; frequencies are counted over that size,
+    so shifts need no rescaling.
+    """
+    xp = movie.xp
+    ny, nx = movie.shape[1:]
+    extent = smooth_size(ny), smooth_size(nx)
+    y0, x0 = (ny - extent[0]) // 2, (nx - extent[1]) // 2
+    shape = tuple(grid_size(e, limit, e) for e in extent)
+    data = xp.empty((len(frames), shape[0], shape[1] // 2 + 1), dtype=xp.complex64)
+    fft = fft_module(data)
+    for i, t in enumerate(frames):
+        frame = movie.frame(t)[y0 : y0 + extent[0], x0 : x0 + extent[1]]
+        full = fft.rfft2(frame - frame.mean(dtype=xp.float64).astype(xp.float32))
+        data[i] = full if shape == extent else crop_half_plane(full, extent, shape)
+    data[:, 0, :] = 0
+    data[:, :, 0] = 0
+    return Spectra(data, shape, extent)
+
+
+def gaussian(radius, resolution, sampling_rate):
+    """Low-pass with half amplitude at `resolution` (A), squared as for a product of two images."""
+    sigma = sampling_rate * HALF_AMPLITUDE / resolution
+    return array_module(radius).exp(-((radius / sigma) ** 2)).astype(radius.dtype)
+
+
+def phases(fy, fx, shifts, xp):
+    """Phase factors that translate images.
+
+    Parameters
+    ----------
+    fy, fx : ndarray, shapes (ky,) and (kx,)
+        Cycles per px.
+    shifts : ndarray, shape (n, 2)
+        Translations (y, x) in px.
+
+    Returns
+    -------
+    array, shape (n, ky, 1); array, shape (n, 1, kx)
+        complex64; their product belongs to the frames.
+    """
+    shifts = np.asarray(shifts, dtype=np.float64)
+    ey = np.exp(-2j * np.pi * shifts[:, :1] * fy).astype(np.complex64)
+    ex = np.exp(-2j * np.pi * shifts[:, 1:] * fx).astype(np.complex64)
+    return xp.asarray(ey)[:, :, None], xp.asarray(ex)[:, None, :]
+
+
+class SignalSpectrum:
+    """Radial signal and noise power of frames, and the weights that follow.
+
+    With signal power S and noise power N in each of n frames, the most likely shifts maximise the sum of
+    ``S / (N (N + n S)) |sum of the shifted frames|**2``.
+
+    Parameters
+    ----------
+    n_frames : int
+    n_rings : int
+        Rings up to 0.5 cycles per px of the movie.
+    """
+
+    def __init__(self, n_frames, n_rings):
+        self.n_frames, self.n_rings = n_frames, n_rings
+        self._sum_power = np.zeros(n_rings + 1)
+        self._power = np.zeros(n_rings + 1)
+        self._count = np.zeros(n_rings + 1)
+
+    def rings(self, radius):
+        """Ring of each frequency; those beyond 0.5 share the last one."""
+        xp = array_module(radius)
+        return xp.minimum((radius * (2 * self.n_rings)).astype(xp.int32), self.n_rings)
+
+    def add(self, total_power, frame_power, rings):
+        """Add |sum of frames|**2 and the sum of |frame|**2 over all images of (..., ky, kx)."""
+        xp = array_module(total_power)
+        flat = rings.ravel()
+        for target, values in ((self._sum_power, total_power), (self._power, frame_power)):
+            target += _host(xp.bincount(flat, weights=values.ravel(), minlength=self.n_rings + 1))
+        self._count += _host(xp.bincount(flat, weights=(frame_power > 0).ravel(), minlength=self.n_rings + 1))
+
+    def powers(self):
+        """Signal and noise power (n_rings + 1,) of one frame; signal that is not significant is zero."""
+        n = self.n_frames
+        count = np.maximum(self._count, 1)
+        power = self._power / count / n
+        signal = (self._sum_power / count - n * power) / (n * (n - 1))
+        error = power * np.sqrt(2.0 / (n * (n - 1) * count))
+        signal = np.where(self._count > 0, signal, 0.0)
+        smooth = _running_mean(signal, count)
+        smooth = np.where(smooth > error, smooth, 0.0)
+        smooth[-1] = 0.0
+        noise = np.maximum(power - smooth, 0.05 * power)
+        return smooth, noise
+
+    def weights(self):
+        """Weight (n_rings + 1,) of each ring's cross-spectra."""
+        signal, noise = self.powers()
+        safe = np.where(noise > 0, noise, 1.0)
+        return np.where(noise > 0, signal / (safe * (safe + self.n_frames * signal)), 0.0)
+
+    def limit(self, fraction):
+        """Frequency (cycles per px) below which this fraction of the information about shifts lies."""
+        signal, noise = self.powers()
+        ratio = np.where(noise > 0, signal / np.where(noise > 0, noise, 1.0), 0.0)
+        frequency = (np.arange(self.n_rings + 1) + 0.5) / (2 * self.n_rings)
+        information = frequency**3 * self.n_frames * ratio**2 / (1 + self.n_frames * ratio)
+        total = information.sum()
+        if total == 0:
+            return 0.5
+        ring = int(np.searchsorted(np.cumsum(information) / total, fraction)) + 1
+        return min(0.5, ring / (2 * self.n_rings))
+
+    def detection(self):
+        """Common signal of the frames in standard deviations of what noise alone would give."""
+        n = self.n_frames
+        rings = self._count > 0
+        power = np.where(rings, self._power / np.maximum(self._count, 1) / n, 0.0)
+        excess = np.where(rings, self._sum_power - self._power, 0.0)
+        weight = self.weights()
+        deviation = np.sqrt((weight**2 * self._count * 2 * n * (n - 1) * power**2).sum())
+        return float((weight * excess).sum() / deviation) if deviation > 0 else 0.0
+
+
+def _host(array):
+    return np.asarray(array.get() if hasattr(array, "get") else array, dtype=np.float64)
+
+
+def _running_mean(values, weights):
+    kernel = np.array([1.0, 2.0, 1.0])
+    return np.convolve(values * weights, kernel, "same") / np.maximum(np.convolve(weights, kernel, "same"), 1e-30)
