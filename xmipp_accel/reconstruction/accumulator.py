@@ -110,15 +110,19 @@ class FourierAccumulator:
         optics : ParticleOptics, optional
             Needed unless the parameter `ctf` is ``"none"``.
         flips : (n,) bool array_like, optional
-            True where the shifted image is mirrored in x before its angles apply.
+            True where the image is to be mirrored in x before its shift and angles apply, which is how Scipion
+            reads Xmipp's column ``flip``.
         halves : (n,) array_like of 1 and 2, optional
             Needed with half maps.
         """
         count = len(images)
         matrices = np.array(matrices, dtype=np.float64).reshape(count, 3, 3)
+        shifts = np.array(shifts, dtype=np.float64).reshape(count, 2)
         if flips is not None:
-            # Mirroring in x keeps the object if the viewing direction turns round too.
-            matrices[np.asarray(flips, dtype=bool)] *= np.array([-1.0, 1.0, -1.0])[:, None]
+            # The image as it is shows the same object from the other side.
+            flips = np.asarray(flips, dtype=bool)
+            matrices[flips] *= np.array([-1.0, 1.0, -1.0])[:, None]
+            shifts[flips, 1] *= -1
         matrices = np.einsum("nij,gkj->ngik", matrices, self._operators)
         groups = self._groups(halves, count)
         with self.device.activate():
@@ -138,7 +142,6 @@ class FourierAccumulator:
     def _slices(self, images, shifts, weights, optics):
         """Transform padded images and prepare their records."""
         g, xp, fft = self.geometry, self.device.xp, fft_module(images)
-        shifts = np.asarray(shifts, dtype=np.float64).reshape(-1, 2)
         exact = self.parameters.method == "direct"
         if not exact:
             images, shifts = shift_bspline(images, shifts), np.zeros_like(shifts)

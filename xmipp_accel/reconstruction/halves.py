@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 
 import numpy as np
 
@@ -15,12 +16,16 @@ from xmipp_accel.numerics.fsc import (
     soft_sphere,
 )
 
+logger = logging.getLogger(__name__)
+
 THRESHOLD = 0.143  # Rosenthal and Henderson, J. Mol. Biol. 333 (2003), 721
 MASK_EDGE = 6.0  # px
 
 
 def assign_halves(given, seed: int) -> np.ndarray:
     """Complete half sets: what `given` leaves at 0 is split at random into two sets of equal size.
+
+    If all particles are given the same set, all are split: one set alone has no FSC.
 
     Parameters
     ----------
@@ -32,6 +37,9 @@ def assign_halves(given, seed: int) -> np.ndarray:
     (n,) int64 array of 1 and 2
     """
     halves = np.array(given, dtype=np.int64)
+    if len(halves) > 1 and halves[0] in (1, 2) and (halves == halves[0]).all():
+        logger.warning("All %d particles are of half set %d: splitting them at random", len(halves), halves[0])
+        halves[:] = 0
     free = np.flatnonzero((halves != 1) & (halves != 2))
     order = np.random.default_rng(seed).permutation(len(free))
     halves[free] = 1 + order % 2

@@ -56,6 +56,20 @@ class ReconstructFourierResult:
     seconds: dict[str, float]
     parameters: dict[str, Any]
 
+    def summary(self) -> str:
+        """The result in a few lines for a terminal."""
+        lines = [
+            f"{self.volume}: {self.box} px at {self.sampling_rate:g} A/px, {self.symmetry}, from {self.particles} "
+            f"particles ({self.skipped} skipped), method {self.method}, CTF {self.ctf}"
+        ]
+        if self.frequencies:
+            lines.append(
+                f"resolution at FSC 0.143: {self.resolution:.2f} A within {self.mask_diameter:.0f} A, "
+                f"{self.resolution_unmasked:.2f} A without mask"
+            )
+        lines.append(f"{self.seconds.get('total', 0.0):.1f} s on {self.device}")
+        return "\n".join(lines)
+
     def to_json(self) -> dict[str, Any]:
         """Plain values, ready for :func:`xmipp_accel.io.publish.write_json`."""
         return dataclasses.asdict(self)
