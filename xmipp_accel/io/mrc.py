@@ -1,8 +1,8 @@
 """MRC2014 images, stacks and volumes, read and written without other packages.
 
-Mode 0 is signed as MRC2014 says, unless IMOD's stamp is there and its flag says unsigned: that is how SerialEM
-writes counts above 127. Mode 101, and mode 0 with IMOD's flag for it, hold two 4-bit pixels a byte, the left one in
-the low nibble. Formats: https://www.ccpem.ac.uk/mrc_format/mrc2014.php, https://bio3d.colorado.edu/imod/doc/mrc_format.txt.
+Mode 0 is signed as MRC2014 says, unless IMOD's stamp is there and its flag says unsigned: SerialEM writes
+counts above 127 so. Mode 101, and mode 0 with IMOD's flag for it, hold two 4-bit pixels a byte, the left one
+in the low nibble. Formats: https://www.ccpem.ac.uk/mrc_format/mrc2014.php, https://bio3d.colorado.edu/imod/doc/mrc_format.txt.
 """
 
 from __future__ import annotations
@@ -136,8 +136,15 @@ def _spacing(intervals, lengths) -> tuple[float, float, float]:
     return spacing[0], spacing[1], spacing[2]
 
 
-def read_sections(header: MrcHeader, first=0, last=None) -> np.ndarray:
+def read_sections(header: MrcHeader, first=0, last=None, out=None) -> np.ndarray:
     """Pixels of sections `first` to `last` (exclusive, to the end by default), as stored, in native byte order.
+
+    Parameters
+    ----------
+    header : MrcHeader
+    first, last : int
+    out : (sections, rows, columns) array, optional
+        Where to put the pixels, C-contiguous.
 
     Returns
     -------
@@ -145,7 +152,10 @@ def read_sections(header: MrcHeader, first=0, last=None) -> np.ndarray:
     """
     first, last, _ = slice(first, last).indices(header.shape[0])
     with open_input(header.path) as (file, _size):
-        return _read(header, file, first, max(0, last - first))
+        if out is None:
+            out = np.empty((max(0, last - first), *header.shape[1:]), header.dtype.newbyteorder("="))
+        _read(header, file, first, out)
+    return out
 
 
 def read_section_list(header: MrcHeader, indices) -> np.ndarray:
@@ -156,24 +166,24 @@ def read_section_list(header: MrcHeader, indices) -> np.ndarray:
     starts = np.flatnonzero(np.diff(indices, prepend=-2) != 1)
     with open_input(header.path) as (file, _size):
         for start, end in zip(starts, [*starts[1:], len(indices)]):
-            result[start:end] = _read(header, file, int(indices[start]), int(end - start))
+            _read(header, file, int(indices[start]), result[start:end])
     return result
 
 
-def _read(header, file, first, count):
-    _, rows, columns = header.shape
+def _read(header, file, first, pixels):
+    """Fill the C-contiguous `pixels` (n, rows, columns) with the sections from `first` on."""
     offset = header.offset + first * header.section_bytes
-    if header.packed:
-        packed = np.empty((count, rows, (columns + 1) // 2), np.uint8)
-        read_into(header.path, file, offset, packed)
-        pixels = np.empty((count, rows, columns), np.uint8)
-        pixels[..., 0::2] = packed & 15
-        pixels[..., 1::2] = packed[..., : columns // 2] >> 4
-        return pixels
-    pixels = np.empty((count, rows, columns), header.dtype)
-    read_into(header.path, file, offset, pixels)
-    native = header.dtype.newbyteorder("=")
-    return pixels if header.dtype == native else pixels.byteswap(inplace=True).view(native)
+    if not header.packed:
+        read_into(header.path, file, offset, pixels)
+        if not header.dtype.isnative:
+            pixels.byteswap(inplace=True)
+        return
+    _, rows, columns = header.shape
+    packed = np.empty((rows, (columns + 1) // 2), np.uint8)
+    for number, section in enumerate(pixels):
+        read_into(header.path, file, offset + number * header.section_bytes, packed)
+        section[:, 0::2] = packed & 15
+        section[:, 1::2] = packed[:, : columns // 2] >> 4
 
 
 def write_mrc(path, array, sampling_rate, *, volume):

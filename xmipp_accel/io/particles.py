@@ -152,8 +152,8 @@ def _group(names: Sequence[str]) -> dict[str, np.ndarray]:
 def read_particles(path) -> Particles:
     """Read particles from a STAR file of RELION 3.0, 3.1, 4 or 5, or from an Xmipp metadata file (.xmd, .doc).
 
-    The stacks are looked for relative to the file's folder, the current folder and the folders above the file, since
-    RELION's paths start at the project. Their headers are checked, the images are not read.
+    The stacks are looked for relative to the file's folder, the current folder and the folders above the file
+    (RELION's paths start at the project). Their headers are checked, the images are not read.
 
     Raises
     ------

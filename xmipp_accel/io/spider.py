@@ -1,8 +1,8 @@
 """SPIDER images, stacks (.stk of Xmipp) and volumes.
 
 The header is made of float32 words, numbered from 1: nslice 1, nrow 2, irec 3, iform 5, fmax 7, fmin 8, av 9,
-sig 10, nsam 12, labrec 13, labbyt 22, lenbyt 23, istack 24, maxim 26, imgnum 27. In a stack each image has a header
-of its own after the common one. Format: https://spider.wadsworth.org/spider_doc/spider/docs/image_doc.html.
+sig 10, nsam 12, labrec 13, labbyt 22, lenbyt 23, istack 24, maxim 26, imgnum 27. In a stack each image has a
+header of its own after the common one. Format: https://spider.wadsworth.org/spider_doc/spider/docs/image_doc.html.
 """
 
 from __future__ import annotations

@@ -1,0 +1,167 @@
+"""EER movies: BigTIFF files with one directory for each of the camera's hundreds of frames a second.
+
+A frame of the movie is the sum of several of these. Compression 65000 has codes of 8 + 4 bits, 65001 of 7 + 4, and
+65002 tells their widths in tags.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+
+from xmipp_accel.backend.arrays import cpu_count
+from xmipp_accel.errors import InputFileError, ParameterError
+from xmipp_accel.io.files import open_input, read_bytes
+from xmipp_accel.io.ifd import STRIP_BYTE_COUNTS, STRIP_OFFSETS, DirectoryReader
+from xmipp_accel.io.tiff import sampling_rate
+
+COMPRESSIONS = (65000, 65001, 65002)
+_LARGEST_SENSOR = 1 << 15
+
+
+@dataclasses.dataclass(frozen=True)
+class Coding:
+    """Sensor size in px and widths of the codes in bits, the same for all frames of a file."""
+
+    rows: int
+    columns: int
+    position_bits: int
+    x_bits: int
+    y_bits: int
+    wide: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class EerHeader:
+    """What is needed to find and decode the camera's frames.
+
+    Attributes
+    ----------
+    strips : list of (offsets, byte counts)
+        One pair for each of the camera's frames.
+    group : int
+        How many of them make a frame of the movie.
+    """
+
+    path: Path
+    coding: Coding
+    strips: list
+    group: int
+    upsampling: int
+    sampling_rate: float
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Frames of the movie, rows, columns."""
+        rows, columns = self.coding.rows * self.upsampling, self.coding.columns * self.upsampling
+        return len(self.strips) // self.group, rows, columns
+
+    @property
+    def dtype(self) -> np.dtype:
+        """Wide enough for an electron in each of the summed frames."""
+        return np.dtype(np.uint8 if self.group <= 255 else np.uint16)
+
+
+def is_eer(reader: DirectoryReader) -> bool:
+    """Whether any page holds electron events."""
+    return any(page.whole(259) in COMPRESSIONS for page in reader.pages)
+
+
+def read_header(reader: DirectoryReader, frames, upsampling) -> EerHeader:
+    """Check the directories of an EER file.
+
+    Parameters
+    ----------
+    reader : DirectoryReader
+    frames : int
+        Frames that the movie shall have; a remainder of the camera's frames at the end is dropped.
+    upsampling : {1, 2}
+        2 for pixels of half the size, from the electrons' places within the pixels.
+    """
+    if upsampling not in (1, 2):
+        raise ParameterError(f"eer_upsampling: expected 1 or 2, found {upsampling}")
+    if frames < 1:
+        raise ParameterError(f"eer_frames: expected at least 1, found {frames}")
+    path = reader.path
+    # Some writers put the sum as an ordinary image first or last.
+    pages = [page for page in reader.pages if page.whole(259) in COMPRESSIONS]
+    codings = [_coding(path, page) for page in pages]
+    for number, coding in enumerate(codings):
+        if coding != codings[0]:
+            raise InputFileError(path, f"frames like the first, {codings[0]}", f"frame {number} with {coding}")
+    if len(pages) < frames:
+        raise InputFileError(path, f"at least {frames} camera frames, to make as many", f"{len(pages)}")
+    if upsampling == 2 and not (codings[0].x_bits and codings[0].y_bits):
+        raise InputFileError(path, "places within pixels, for upsampling", "a file without")
+    strips = [(page.tags[STRIP_OFFSETS], page.tags[STRIP_BYTE_COUNTS]) for page in pages]
+    group = len(pages) // frames
+    return EerHeader(path, codings[0], strips[: frames * group], group, upsampling, sampling_rate(pages[0]))
+
+
+def _coding(path, page) -> Coding:
+    rows, columns, compression = page.whole(257, -1), page.whole(256, -1), page.whole(259)
+    if not (0 < rows <= _LARGEST_SENSOR and 0 < columns <= _LARGEST_SENSOR):
+        raise InputFileError(path, f"a sensor of up to {_LARGEST_SENSOR} px", f"{columns} x {rows}")
+    if compression == 65000:
+        widths = 8, 2, 2
+    elif compression == 65001:
+        widths = 7, 2, 2
+    else:
+        widths = page.whole(65007, 7), page.whole(65008, 2), page.whole(65009, 2)
+        if not (1 <= widths[0] <= 16 and 0 <= widths[1] <= 4 and 0 <= widths[2] <= 4):
+            raise InputFileError(path, "codes of 1-16, 0-4 and 0-4 bits", f"{widths}")
+    # A code covers at most 2**bits pixels: more of them than the strips can hold means a wrong size.
+    smallest = rows * columns // (1 << widths[0]) * widths[0] // 8
+    held = sum(page.tags[STRIP_BYTE_COUNTS])
+    if held < smallest:
+        raise InputFileError(path, f"{smallest} bytes or more for {columns} x {rows} px", f"{held} bytes")
+    return Coding(rows, columns, *widths, wide=compression == 65000)
+
+
+def read_frames(header: EerHeader, first, last, workers=None, out=None) -> np.ndarray:
+    """Decode and sum the frames `first` to `last` (exclusive) of the movie.
+
+    Parameters
+    ----------
+    header : EerHeader
+    first, last : int
+    workers : int, optional
+        Threads, one for each frame of the movie; as many as there are cores by default.
+    out : (last - first, rows, columns) array of `header.dtype`, optional
+
+    Returns
+    -------
+    (last - first, rows, columns) array of electron counts
+    """
+    result = np.empty((last - first, *header.shape[1:]), header.dtype) if out is None else out
+    workers = max(1, min(last - first, workers or cpu_count()))
+    with open_input(header.path) as (file, _size), concurrent.futures.ThreadPoolExecutor(workers) as pool:
+        tasks = [
+            pool.submit(_sum_group, header, file, frame, target)
+            for frame, target in zip(range(first, last), result)
+        ]
+        for task in tasks:
+            task.result()
+    return result
+
+
+def _sum_group(header, file, frame, target):
+    from xmipp_accel.kernels.cpu.eer import TOO_SHORT, decode_frame
+
+    target[:] = 0
+    coding = header.coding
+    widths = coding.position_bits, coding.x_bits, coding.y_bits
+    for number in range(frame * header.group, (frame + 1) * header.group):
+        parts = [read_bytes(header.path, file, offset, count) for offset, count in zip(*header.strips[number])]
+        stream = np.frombuffer(b"".join(parts), np.uint8)
+        electrons = decode_frame(
+            stream, coding.rows, coding.columns, *widths, coding.wide, header.upsampling, target
+        )
+        if electrons < 0:
+            found = (
+                "its end before the last pixel" if electrons == TOO_SHORT else "electrons beyond the last pixel"
+            )
+            raise InputFileError(header.path, f"a complete camera frame {number}", found)
