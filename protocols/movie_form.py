@@ -121,7 +121,8 @@ def parameters(protocol) -> MovieAlignmentParameters:
         for axis, (field, _) in axes.items():
             if protocol.evalParamCondition(f"{prefix}{axis}"):
                 values[field] = getattr(protocol, f"{prefix}{axis}").get()
-    values.update(movie_settings(protocol.inputMovies.get(), values["eer_frames"]))
+    eer = values["eer_frames"], values["eer_upsampling"]
+    values.update(movie_settings(protocol.inputMovies.get(), *eer))
     return MovieAlignmentParameters(**values)
 
 

@@ -90,7 +90,9 @@ class MovieOutputs:
         if not new and not self.ids[name]:
             return  # an output without a single item would be a broken one
         is_new = not protocol.hasAttribute(name)
-        items = protocol._loadOutputSet(kind, file, fixSampling=kind is SetOfMicrographs or self.saves_movies)
+        items = protocol._loadOutputSet(kind, file, fixSampling=False)
+        if new and (kind is SetOfMicrographs or self.saves_movies):
+            items.setSamplingRate(finished[0][1].output_sampling_rate)
         if kind is SetOfMovies and self.saves_movies:
             items.setGain(None)
             items.setDark(None)
@@ -99,6 +101,8 @@ class MovieOutputs:
                 item = make(movie, result, key)
                 _attach(item, result, pictures[movie.getObjId()], self.folder)
                 items.append(item)
+                if kind is SetOfMovies:
+                    items.setFramesRange(item.getFramesRange())
         protocol._updateOutputSet(name, items, state)
         if is_new:
             protocol._defineTransformRelation(protocol.inputMovies, items)
@@ -116,7 +120,7 @@ class MovieOutputs:
         first, _, index = movie.getFramesRange()
         begin = result.first_frame + 1 - index + first
         end = begin + result.n_aligned - 1
-        shifts = result.shifts
+        shifts = result.shifts * (result.sampling_rate / movie.getSamplingRate())  # EER pixels may be divided
         if self.saves_movies:
             aligned.setFileName(os.path.join(self.folder, result.outputs["aligned_movie"]))
             shifts = 0 * shifts

@@ -14,9 +14,10 @@ from xmipp_accel.protocols.forms import Entry
 
 from xmipp_accel import convert
 from xmipp_accel.io.publish import read_json
+from xmipp_accel.numerics.symmetry import normalize_symmetry
 from xmipp_accel.reconstruction.parameters import ReconstructFourierParameters
 
-NAME = "output_volume"
+NAME = "volume"
 MAIN = (
     Entry("symmetryGroup", "symmetry", "Symmetry group"),
     Entry("maxRes", "max_resolution", "Maximum resolution"),
@@ -108,6 +109,7 @@ class XmippAccelProtReconstructFourier(ProtReconstruct3D):
     def _parameters(self):
         values = forms.collect(self, ReconstructFourierParameters, ENTRIES)
         values["max_resolution"] = max(0.0, values["max_resolution"])  # Xmipp's protocol says -1 for Nyquist
+        values["symmetry"] = normalize_symmetry(values["symmetry"])
         return ReconstructFourierParameters(**values, ctf=self._ctf())
 
     def _ctf(self):

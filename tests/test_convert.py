@@ -231,4 +231,6 @@ def test_frames_that_are_no_longer_in_the_file_have_exposed_the_sample():
 def test_the_dose_of_an_eer_frame_is_that_of_all_detector_frames_in_it():
     movies = movie_set("movie.eer", dosePerFrame=0.05)
     movies.setFramesRange([1, 1000, 1])
-    assert convert.movie_settings(movies, eer_frames=40)["dose_per_frame"] == pytest.approx(25 * 0.05)
+    settings = convert.movie_settings(movies, eer_frames=40, eer_upsampling=2)
+    assert settings["dose_per_frame"] == pytest.approx(25 * 0.05)
+    assert settings["sampling_rate"] == pytest.approx(0.45)

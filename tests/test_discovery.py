@@ -41,8 +41,8 @@ def test_scipion_finds_the_plugin_with_all_its_protocols(domain):
 
 def test_the_plugin_knows_its_name_folder_and_variable(domain):
     plugin = xmipp_accel.Plugin
-    assert plugin.getName() == "xmipp_accel"
-    assert Path(plugin.getPath()) == PACKAGE
+    assert domain.getPlugins()["xmipp_accel"]._pluginInstance.name == "xmipp_accel"
+    assert Path(domain.getPlugins()["xmipp_accel"]._pluginInstance.getPath()) == PACKAGE
     assert plugin.getVar("XMIPP_ACCEL_DEVICE") == os.environ.get("XMIPP_ACCEL_DEVICE", "auto")
     assert plugin.validateInstallation() == []
 
@@ -91,7 +91,7 @@ def test_the_protocols_import_without_numba_and_cupy():
     code = (
         "import sys, pyworkflow; pyworkflow.Config.setDomain('pwem')\n"
         "import xmipp_accel.protocols\n"
-        "print([name for name in ('numba', 'cupy', 'imagecodecs') if name in sys.modules])"
+        "print([name for name in ('numba', 'cupy', 'distributed') if name in sys.modules])"
     )
     output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert output.stdout.strip().endswith("[]")
@@ -107,4 +107,4 @@ def test_every_protocol_has_one_viewer_of_its_own(domain):
         for target in getattr(viewers, name)._targets
         if issubclass(getattr(viewers, name), EmProtocolViewer)
     ]
-    assert sorted(targets) == sorted(PROTOCOLS)
+    assert sorted(targets) == sorted(PROTOCOLS - {"XmippAccelProtImportParticles"}), "an import has no results"

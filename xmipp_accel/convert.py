@@ -225,14 +225,14 @@ def references_from_set(references) -> Particles:
     if not isinstance(references, SetOfClasses2D):
         return particles_from_set(references)
     particles = particles_from_set(references.getImages())
-    classes = [group.getRepresentative() for group in references.iterItems()]
-    averages = particles.take(np.zeros(len(classes), dtype=np.int64))
+    places = [group.getRepresentative().getLocation() for group in references.iterItems()]
+    averages = particles.take(np.zeros(len(places), dtype=np.int64))
     return dataclasses.replace(
         averages,
-        stack=[os.path.abspath(average.getFileName().split(":")[0]) for average in classes],
-        index=np.array([max(0, average.getIndex() - 1) for average in classes], dtype=np.int64),
-        item_id=np.arange(1, len(classes) + 1),
-        class_id=np.zeros(len(classes), dtype=np.int64),
+        stack=[os.path.abspath(name.split(":")[0]) for _, name in places],
+        index=np.array([max(0, index - 1) for index, _ in places], dtype=np.int64),
+        item_id=np.arange(1, len(places) + 1),
+        class_id=np.zeros(len(places), dtype=np.int64),
         has_ctf=False,
         has_pose=False,
     )
@@ -347,24 +347,26 @@ def _ctf_model(particles, row):
     return model
 
 
-def movie_settings(movies, eer_frames=40) -> dict[str, float]:
+def movie_settings(movies, eer_frames=40, eer_upsampling=1) -> dict[str, float]:
     """Sampling rate, voltage and exposures of a set of movies, named as in `MovieAlignmentParameters`.
 
     Parameters
     ----------
     movies : SetOfMovies
-    eer_frames : int
-        Number of frames that each EER file is divided into; Scipion's dose is that of one of the detector's.
+    eer_frames, eer_upsampling : int
+        How EER files are read; Scipion's dose and sampling rate are those of the detector's frames and pixels.
     """
     acquisition = movies.getAcquisition()
     dose = acquisition.getDosePerFrame() or 0.0
     first, last, index = movies.getFramesRange()
     # Exposure before the first frame that is in the file, which need not be the first that was taken.
     before = (acquisition.getDoseInitial() or 0.0) + dose * max(0, first - index)
+    sampling_rate = movies.getSamplingRate()
     if is_eer(movies):
         dose *= max(1, (last - first + 1) // eer_frames)
+        sampling_rate /= eer_upsampling
     return dict(
-        sampling_rate=float(movies.getSamplingRate()),
+        sampling_rate=float(sampling_rate),
         voltage=float(acquisition.getVoltage() or DEFAULT_OPTICS[0]),
         dose_per_frame=float(dose),
         pre_exposure=float(before),

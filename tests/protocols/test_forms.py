@@ -1,0 +1,263 @@
+"""Every parameter that a form shows changes what is computed."""
+
+import os
+
+import numpy as np
+import pytest
+from pwem.constants import ALIGN_PROJ
+from pwem.objects import Acquisition, Movie, SetOfMovies, SetOfParticles
+from pyworkflow.protocol import params
+from xmipp_accel.protocols import (
+    XmippAccelProtAlignSignificant,
+    XmippAccelProtClassify2D,
+    XmippAccelProtMovieAlignment,
+    XmippAccelProtReconstructFourier,
+    forms,
+)
+
+from xmipp_accel import convert
+from xmipp_accel.backend.arrays import cpu_count
+from xmipp_accel.errors import ParameterError
+from xmipp_accel.io.images import write_stack
+from xmipp_accel.io.particles import Particles
+
+pytestmark = pytest.mark.scipion
+PROTOCOLS = [
+    XmippAccelProtMovieAlignment,
+    XmippAccelProtAlignSignificant,
+    XmippAccelProtClassify2D,
+    XmippAccelProtReconstructFourier,
+]
+# Values that the parameters accept, where one more than the default is not one of them.
+VALUES = {"symmetryGroup": "d7", "maxTilt": 90.0, "fscWeighting": True, "numberOfThreads": 1, "padding": 1.5}
+# Inputs, labels, and what other tests show: these do not go into the parameters.
+ELSEWHERE = {
+    "inputMovies",
+    "inputParticles",
+    "inputReferences",
+    "initialClasses",  # tests/protocols/test_particle_protocols.py
+    "doComputeMicThumbnail",  # tests/protocols/test_movie_protocol.py
+    "defectFile",  # below
+    "randomInitialization",
+    "useAlignToSum",  # below
+    "useGpu",  # below, with the list
+    "gpuList",
+    "runName",  # Scipion's own
+    "runMode",
+    "hostName",
+}
+
+
+@pytest.fixture
+def make(tmp_path, monkeypatch):
+    """Make a protocol with an input set, outside any project."""
+    import pyworkflow
+    from pwem import Domain
+
+    pyworkflow.Config.setDomain("pwem")
+    Domain.getPlugins()
+    monkeypatch.chdir(tmp_path)
+
+    def make(kind, alignment=ALIGN_PROJ):
+        protocol = kind()
+        if kind is XmippAccelProtMovieAlignment:
+            protocol.inputMovies.set(movie_set())
+        else:
+            protocol.inputParticles.set(particle_set(alignment))
+        return protocol
+
+    return make
+
+
+def movie_set():
+    movies = SetOfMovies(filename=":memory:")
+    movies.setSamplingRate(0.9)
+    movies.setAcquisition(Acquisition(magnification=1.0, voltage=300.0, dosePerFrame=1.0))
+    movies.setFramesRange([1, 20, 1])
+    movies._firstDim.set((64, 64, 20))
+    movies.append(Movie(location="movie.mrcs"))
+    return movies
+
+
+def particle_set(alignment=ALIGN_PROJ):
+    write_stack("p.mrcs", np.zeros((20, 8, 8), np.float32), 2.0)
+    images = SetOfParticles(filename=":memory:")
+    source = Particles(stack=["p.mrcs"] * 20, index=np.arange(20), sampling_rate=2.0, has_ctf=True, has_pose=True)
+    convert.fill_set(images, source, alignment)
+    return images
+
+
+def computed(protocol):
+    """All that the form decides."""
+    return (
+        protocol._parameters(),
+        forms.requested_devices(protocol),
+        protocol.numberOfThreads.get(),
+    )
+
+
+def shown(protocol):
+    """Names and definitions of the parameters in the form that choose what is computed."""
+    skipped = (params.LabelParam, params.PointerParam)
+    for name, param in protocol._definition.iterParams():
+        if name not in ELSEWHERE and not isinstance(param, skipped):
+            yield name, param
+
+
+def make_visible(protocol, param):
+    """Set whatever the condition of a parameter asks for."""
+    condition = param.condition.get() or ""
+    for name in param._conditionParams:
+        negated = f"not {name}" in condition
+        value = 1 if f"{name} > 0" in condition else not negated
+        getattr(protocol, name).set(value)
+
+
+def changed(name, param, value):
+    if name in VALUES:
+        return VALUES[name]
+    if isinstance(param, params.BooleanParam):
+        return not value
+    if isinstance(param, params.EnumParam):
+        return (value + 1) % len(param.choices)
+    return value + 4
+
+
+@pytest.mark.parametrize("kind", PROTOCOLS, ids=lambda kind: kind.__name__)
+def test_every_parameter_of_a_form_changes_what_is_computed(make, kind):
+    names = [name for name, _ in shown(make(kind))]
+    assert len(names) > 10
+    for name in names:
+        protocol = make(kind)
+        param = protocol.getParam(name)
+        make_visible(protocol, param)
+        before = computed(protocol)
+        attribute = getattr(protocol, name)
+        attribute.set(changed(name, param, attribute.get()))
+        assert protocol.evalParamCondition(name), f"{name} is hidden"
+        assert computed(protocol) != before, f"{name} changes nothing"
+
+
+@pytest.mark.parametrize("kind", PROTOCOLS, ids=lambda kind: kind.__name__)
+def test_the_defaults_of_a_form_are_those_of_the_parameters(make, kind):
+    protocol = make(kind)
+    parameters = protocol._parameters()
+    from_input = {"sampling_rate", "voltage", "dose_per_frame", "pre_exposure", "last_frame", "sum_last_frame"}
+    given = {name: value for name, value in parameters.to_dict().items() if name not in from_input}
+    default = type(parameters)().to_dict()
+    assert given == {name: default[name] for name in given}
+
+
+@pytest.mark.parametrize("kind", PROTOCOLS, ids=lambda kind: kind.__name__)
+def test_every_parameter_has_a_label_and_a_help(make, kind):
+    for name, param in shown(make(kind)):
+        assert param.label.get(), name
+        in_a_line = param.label.get() in ("X", "Y", "T", "from", "to")
+        assert in_a_line or len(param.help.get() or "") > 5, name
+
+
+def test_a_value_out_of_range_is_reported_before_the_run(make):
+    protocol = make(XmippAccelProtReconstructFourier)
+    protocol.symmetryGroup.set("c0")
+    assert "c0" in protocol._validate()[0]
+    protocol = make(XmippAccelProtMovieAlignment)
+    protocol.binFactor.set(0.5)
+    assert forms.parameter_errors(protocol) == ["bin_factor: expected at least 1, found 0.5"]
+    with pytest.raises(ParameterError):
+        protocol._parameters()
+
+
+def test_frames_beyond_the_movie_are_reported(make):
+    open("movie.mrcs", "w").close()
+    protocol = make(XmippAccelProtMovieAlignment)
+    assert protocol._validate() == []
+    protocol.alignFrameN.set(25)
+    assert "expected at most 20" in protocol._validate()[0]
+
+
+def test_missing_files_are_reported(make):
+    protocol = make(XmippAccelProtMovieAlignment)
+    protocol.defectFile.set("nowhere.txt")
+    errors = protocol._validate()
+    assert any("nowhere.txt" in error for error in errors) and any("movie.mrcs" in error for error in errors)
+
+
+def test_frames_count_from_the_first_one_in_the_file(make):
+    protocol = make(XmippAccelProtMovieAlignment)
+    movies = protocol.inputMovies.get()
+    movies.setFramesRange([3, 20, 1])  # the first two are no longer in the file
+    protocol.alignFrame0.set(5)
+    found = protocol._parameters()
+    assert (found.first_frame, found.last_frame) == (3, 18)
+    assert (found.sum_first_frame, found.sum_last_frame) == (3, 18)
+    protocol.useAlignToSum.set(False)
+    protocol.sumFrame0.set(6)
+    protocol.sumFrameN.set(10)
+    found = protocol._parameters()
+    assert (found.sum_first_frame, found.sum_last_frame) == (4, 8)
+
+
+def test_particles_without_projection_directions_are_refused(make):
+    assert make(XmippAccelProtReconstructFourier)._validate() == []
+    errors = make(XmippAccelProtReconstructFourier, alignment=None)._validate()
+    assert "projection directions" in errors[0]
+
+
+def test_flipped_phases_change_the_ctf_correction(make):
+    protocol = make(XmippAccelProtReconstructFourier)
+    assert protocol._parameters().ctf == "auto"
+    protocol.inputParticles.get().setIsPhaseFlipped(True)
+    assert protocol._parameters().ctf == "phase_flipped"
+    protocol.inputParticles.get().setIsAmplitudeCorrected(True)
+    assert protocol._parameters().ctf == "none"
+    aligner = make(XmippAccelProtAlignSignificant)
+    aligner.inputParticles.get().setIsPhaseFlipped(True)
+    assert aligner._parameters().phase_flipped
+
+
+def test_xmipps_minus_one_means_nyquist(make):
+    protocol = make(XmippAccelProtReconstructFourier)
+    protocol.maxRes.set(-1)
+    assert protocol._parameters().max_resolution == 0
+
+
+def test_more_classes_than_particles_are_refused(make):
+    protocol = make(XmippAccelProtClassify2D)
+    assert protocol._validate() == []
+    protocol.numberOfClasses.set(21)
+    assert "20 particles" in protocol._validate()[0]
+    protocol.randomInitialization.set(False)
+    assert "initial classes" in protocol._validate()[0]
+
+
+def test_devices_come_from_the_form_and_the_variable_overrules_it(make, monkeypatch):
+    import xmipp_accel
+
+    protocol = make(XmippAccelProtClassify2D)
+    protocol.gpuList.set("0, 2-3")
+    assert forms.requested_devices(protocol) == ["cuda:0", "cuda:2", "cuda:3"]
+    protocol.useGpu.set(False)
+    assert forms.requested_devices(protocol) == ["cpu"]
+    monkeypatch.setitem(xmipp_accel.Plugin._vars, "XMIPP_ACCEL_DEVICE", "cuda:5")
+    assert forms.requested_devices(protocol) == ["cuda:5"]
+
+
+def test_without_a_gpu_one_line_says_why_and_the_cpu_is_used(make, monkeypatch):
+    from xmipp_accel.backend import CPU, devices
+
+    monkeypatch.setattr(devices, "cuda_status", lambda: (0, "no driver"))
+    protocol = make(XmippAccelProtClassify2D)
+    lines = []
+    monkeypatch.setattr(protocol, "info", lines.append)
+    assert forms.resolve_devices(protocol) == [CPU]
+    assert len(lines) == 1 and "no driver" in lines[0]
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="cores can be limited on Linux only")
+def test_the_cores_of_the_form_limit_the_process():
+    allowed = os.sched_getaffinity(0)
+    try:
+        assert forms.limit_cores(1) == 1 == cpu_count()
+    finally:
+        os.sched_setaffinity(0, allowed)
+    assert forms.limit_cores(10_000) == len(allowed)
