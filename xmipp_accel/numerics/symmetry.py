@@ -71,7 +71,7 @@ def _matrices(name):
         return _closure([_turn(fold, axis) for fold, axis in _GENERATORS[name]])
     order = int(name[1:])
     angles = np.arange(order) * (360.0 / order)
-    cyclic = Rotation.from_euler("z", angles, degrees=True).as_matrix()
+    cyclic = Rotation.from_euler("z", angles[:, None], degrees=True).as_matrix()
     cyclic[0] = np.eye(3)
     if name[0] == "c":
         return cyclic
