@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,8 @@ from xmipp_accel.reconstruction.geometry import plan_geometry
 from xmipp_accel.reconstruction.optics import CTF_MODES
 from xmipp_accel.reconstruction.shift import shift_bspline
 from xmipp_accel.reconstruction.symmetry import factorise
+
+logger = logging.getLogger(__name__)
 
 LARGEST_BATCH = 1024
 
@@ -92,7 +95,7 @@ class FourierAccumulator:
             return self.parameters.batch_size
         g = self.geometry
         image = 4 * g.box * (g.box + g.padded) + 16 * g.columns * (g.padded + g.box) + 16 * g.rows * g.columns
-        budget = 0.2 * self.device.free_memory() if self.device.kind == "cuda" else 2.5e8
+        budget = 0.2 * self.device.free_memory() if self.device.kind == "cuda" else 5e8
         return int(np.clip(budget / image, 1, LARGEST_BATCH))
 
     def insert(self, images, matrices, shifts, *, weights=None, optics=None, flips=None, halves=None):
@@ -123,23 +126,44 @@ class FourierAccumulator:
             flips = np.asarray(flips, dtype=bool)
             matrices[flips] *= np.array([-1.0, 1.0, -1.0])[:, None]
             shifts[flips, 1] *= -1
-        matrices = np.einsum("nij,gkj->ngik", matrices, self._operators)
-        groups = self._groups(halves, count)
-        with self.device.activate():
-            slices = self._slices(self.device.asarray(images, np.float32), shifts, weights, optics)
-            for sums, members in zip(self._sums, groups):
-                self._insert(sums, slices, matrices, members)
-        self.counts = [total + len(members) for total, members in zip(self.counts, groups)]
-
-    def _groups(self, halves, count):
+        weights = np.ones(count, np.float32) if weights is None else np.asarray(weights, dtype=np.float32)
         if len(self._sums) == 1:
-            return [np.arange(count)]
-        halves = np.zeros(count) if halves is None else np.asarray(halves)
-        if not np.isin(halves, (1, 2)).all():
+            halves = np.ones(count, dtype=int)
+        elif halves is None or not np.isin(halves, (1, 2)).all():
             raise ParameterError("halves: expected half set 1 or 2 for every image, since half maps are on")
-        return [np.flatnonzero(halves == half) for half in (1, 2)]
+        arrays = images, matrices, shifts, weights, self._coefficients(optics, count), np.asarray(halves)
+        with self.device.activate():
+            self._insert_fitting(*arrays)
 
-    def _slices(self, images, shifts, weights, optics):
+    def _coefficients(self, optics, count):
+        if self.parameters.ctf == "none":
+            return np.zeros((count, 5), np.float32)
+        if optics is None:
+            raise ParameterError("ctf: expected the optics of every image, found none")
+        return optics.phase_coefficients(count, 1 / (self.geometry.padded * self.geometry.sampling_rate))
+
+    def _insert_fitting(self, *arrays):
+        """Insert a batch, in parts where the device has no room for all of it."""
+        images, matrices, shifts, weights, coefficients, halves = arrays
+        count = len(images)
+        try:
+            slices = self._slices(self.device.asarray(images, np.float32), shifts, weights, coefficients)
+        except MemoryError:
+            if count < 2:
+                raise
+            logger.warning(
+                "%s: too little memory for %d images at a time, trying half of them", self.device, count
+            )
+            for part in (slice(None, count // 2), slice(count // 2, None)):
+                self._insert_fitting(*(array[part] for array in arrays))
+            return
+        matrices = np.ascontiguousarray(np.einsum("nij,gkj->ngik", matrices, self._operators))
+        for number, sums in enumerate(self._sums):
+            members = np.flatnonzero(halves == number + 1)
+            self._insert(sums, slices, matrices, members)
+            self.counts[number] += len(members)
+
+    def _slices(self, images, shifts, weights, coefficients):
         """Transform padded images and prepare their records."""
         g, xp, fft = self.geometry, self.device.xp, fft_module(images)
         exact = self.parameters.method == "direct"
@@ -147,18 +171,12 @@ class FourierAccumulator:
             images, shifts = shift_bspline(images, shifts), np.zeros_like(shifts)
         # The zero padding is transformed only where it must be.
         half = xp.ascontiguousarray(fft.rfft(images, n=g.padded, axis=2)[:, :, : g.columns])
-        transforms = fft.fft(half, n=g.padded, axis=1).astype(xp.complex64)
+        transforms = fft.fft(half, n=g.padded, axis=1).astype(xp.complex64, copy=False)
         offset = 2j * np.pi * (g.box // 2 - shifts) / g.padded
         ramp_y = np.exp(offset[:, :1] * (np.arange(g.rows) - g.rows // 2)).astype(np.complex64)
         ramp_x = np.exp(offset[:, 1:] * np.arange(g.columns)).astype(np.complex64)
+        arrays = [xp.asarray(a) for a in (ramp_y, ramp_x, coefficients, weights)]
         mode = CTF_MODES[self.parameters.ctf]
-        coefficients = np.zeros((len(images), 5), np.float32)
-        if mode:
-            if optics is None:
-                raise ParameterError("ctf: expected the optics of every image, found none")
-            coefficients = optics.phase_coefficients(len(images), 1 / (g.padded * g.sampling_rate))
-        weights = np.ones(len(images)) if weights is None else np.asarray(weights)
-        arrays = [xp.asarray(a) for a in (ramp_y, ramp_x, coefficients, weights.astype(np.float32))]
         return insert.prepare_slices(transforms, *arrays, g.rows, g.limit, mode, not exact)
 
     def _insert(self, sums, slices, matrices, members):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from xmipp_accel.backend import array_module, fft_module
-from xmipp_accel.reconstruction.blob import blob_apodisation, blob_values
+from xmipp_accel.reconstruction.blob import TABLE_SIZE, blob_apodisation, blob_values
 from xmipp_accel.reconstruction.geometry import Geometry
 from xmipp_accel.reconstruction.symmetry import apply_permutations, complete_plane
 
@@ -36,26 +36,62 @@ def finish(accumulator, geometry: Geometry, parameters, permutations):
     return volume / _apodisation(geometry, parameters, array_module(volume))
 
 
-def _radii(centre, xp):
-    full = (xp.arange(2 * centre + 1) - centre).astype(xp.float32) ** 2
-    half = xp.arange(centre + 1).astype(xp.float32) ** 2
-    return xp.sqrt(full[:, None, None] + full[None, :, None] + half[None, None, :])
-
-
 def _divide(accumulator, geometry, parameters):
     """Weighted mean of the samples, complex64 (2 c + 1, 2 c + 1, c + 1)."""
     xp = array_module(accumulator)
-    weight = accumulator[..., 2]
-    value = accumulator[..., 0] + xp.complex64(1j) * accumulator[..., 1]
-    radii = _radii(geometry.centre, xp)
-    if parameters.method != "direct" and parameters.wiener == 0:
-        return value * xp.where(weight > XMIPP_LEAST_WEIGHT, 1 / xp.maximum(weight, XMIPP_LEAST_WEIGHT), 0)
-    shells = xp.rint(radii).astype(xp.int32)
-    count = xp.bincount(shells.ravel())
-    mean = (xp.bincount(shells.ravel(), weight.ravel()) / xp.maximum(count, 1)).astype(xp.float32)[shells]
-    divisor = xp.maximum(weight + parameters.wiener * mean, FLOOR * mean)
-    used = (divisor > 0) & (radii**2 <= geometry.limit + 0.5)
-    return value * xp.where(used, 1 / xp.where(used, divisor, 1), 0).astype(xp.float32)
+    transform = xp.empty(accumulator.shape[:3], dtype=xp.complex64)
+    like_xmipp = parameters.method != "direct" and parameters.wiener == 0
+    means = None if like_xmipp else _shell_means(accumulator)
+    for planes in _chunks(accumulator):
+        part = accumulator[planes]
+        weight = part[..., 2]
+        if like_xmipp:
+            divisor = xp.maximum(weight, XMIPP_LEAST_WEIGHT)
+            used = weight > XMIPP_LEAST_WEIGHT
+        else:
+            squares = _squares(accumulator, planes)
+            mean = means[_shells(squares)]
+            divisor = xp.maximum(weight + parameters.wiener * mean, FLOOR * mean)
+            used = (divisor > 0) & (squares <= geometry.limit + 0.5)
+            divisor = divisor + ~used
+        gain = used / divisor
+        transform.real[planes] = part[..., 0] * gain
+        transform.imag[planes] = part[..., 1] * gain
+    return transform
+
+
+def _chunks(accumulator):
+    """Slices of planes small enough to stay in a processor's cache, and few enough for a GPU."""
+    plane = accumulator[0].size // 4
+    budget = 1 << 17 if array_module(accumulator) is np else 1 << 24
+    step = max(1, budget // plane)
+    return [slice(first, first + step) for first in range(0, len(accumulator), step)]
+
+
+def _squares(accumulator, planes):
+    """Squared radius of the voxels of some planes, float32."""
+    xp = array_module(accumulator)
+    centre = accumulator.shape[2] - 1
+    full = (xp.arange(2 * centre + 1) - centre).astype(xp.float32) ** 2
+    half = xp.arange(centre + 1).astype(xp.float32) ** 2
+    return full[planes, None, None] + full[None, :, None] + half[None, None, :]
+
+
+def _shells(squares):
+    xp = array_module(squares)
+    return xp.rint(xp.sqrt(squares)).astype(xp.int64)
+
+
+def _shell_means(accumulator):
+    """Mean weight of each rounded radius, float32."""
+    xp = array_module(accumulator)
+    size = 2 * accumulator.shape[2] + 1
+    total, count = xp.zeros(size), xp.zeros(size)
+    for planes in _chunks(accumulator):
+        shells = _shells(_squares(accumulator, planes)).ravel()
+        total += xp.bincount(shells, accumulator[planes][..., 2].ravel(), size)
+        count += xp.bincount(shells, minlength=size)
+    return (total / xp.maximum(count, 1)).astype(xp.float32)
 
 
 def _spread(accumulator, parameters):
@@ -74,7 +110,7 @@ def _spread(accumulator, parameters):
         to_z, from_z = _overlap(int(dz), planes)
         to_y, from_y = _overlap(int(dy), planes)
         to_x, from_x = _overlap(int(dx), columns)
-        total[to_z, to_y, to_x] += np.float32(factor) * accumulator[from_z, from_y, from_x]
+        total[to_z, to_y, to_x] += float(factor) * accumulator[from_z, from_y, from_x]
     return total
 
 
@@ -98,7 +134,7 @@ def _to_real_space(transform, geometry):
         moved[: positive + 1] = source[centre : centre + positive + 1]
         if negative:
             moved[-negative:] = source[centre - negative : centre]
-        transform = xp.take(fft.ifft(spectrum, axis=axis), kept, axis=axis)
+        transform = xp.take(fft.ifft(spectrum, axis=axis, overwrite_x=True), kept, axis=axis)
     return xp.take(fft.irfft(transform, n=padded, axis=2), kept, axis=2).astype(xp.float32)
 
 
@@ -109,9 +145,17 @@ def _apodisation(geometry, parameters, xp):
     if parameters.method == "direct":
         line = xp.asarray(np.sinc(axis / padded) ** 2, dtype=xp.float32)
         return line[:, None, None] * line[None, :, None] * line[None, None, :]
-    squares = axis.astype(np.float64) ** 2
-    radii = np.sqrt(squares[:, None, None] + squares[None, :, None] + squares[None, None, :])
+    squares = xp.asarray(axis.astype(np.float32) ** 2)
+    radii = xp.sqrt(squares[:, None, None] + squares[None, :, None] + squares[None, None, :])
     # Xmipp also divides by sinc^2 and multiplies by its mean.
-    sinc2 = np.sinc(radii / (2 * box)) ** 2
-    blob = blob_apodisation(radii, padded, parameters.blob_radius, parameters.blob_order, parameters.blob_alpha)
-    return xp.asarray(blob * sinc2 / sinc2.mean(), dtype=xp.float32)
+    sinc2 = xp.sinc(radii / (2 * box)) ** 2
+    farthest = np.sqrt(3) * (box // 2)
+    table = blob_apodisation(
+        np.linspace(0, farthest, TABLE_SIZE),
+        padded,
+        parameters.blob_radius,
+        parameters.blob_order,
+        parameters.blob_alpha,
+    )
+    entries = xp.rint(radii * ((TABLE_SIZE - 1) / farthest)).astype(xp.int32)
+    return xp.asarray(table, dtype=xp.float32)[entries] * sinc2 / sinc2.mean()

@@ -60,7 +60,7 @@ def _launch(name, threads, accumulator, slices, matrices, images, *extra):
     xp = array_module(accumulator)
     if len(images) == 0:
         return
-    matrices = xp.asarray(matrices, dtype=xp.float32)
+    matrices = xp.ascontiguousarray(xp.asarray(matrices, dtype=xp.float32))
     images = xp.asarray(images, dtype=xp.int32)
     sizes = map(np.int32, (slices.shape[1], slices.shape[2], matrices.shape[1]))
     cuda_kernel("insert", name)(

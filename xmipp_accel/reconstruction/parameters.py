@@ -65,7 +65,7 @@ class ReconstructFourierParameters(Parameters):
         0, "Seed of the random half sets, for particles without a half set.", minimum=0, advanced=True
     )
     batch_size: int = parameter(
-        0, "Particles processed at a time; 0 chooses by the memory.", minimum=0, advanced=True
+        0, "Particles processed at a time; 0 chooses by the memory.", minimum=0, maximum=65535, advanced=True
     )
 
     def __post_init__(self):

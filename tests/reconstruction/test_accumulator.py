@@ -1,0 +1,77 @@
+"""The streaming interface below the executor."""
+
+import numpy as np
+import pytest
+
+from tests.reconstruction.particle_data import SAMPLING, reconstruct, views
+from xmipp_accel.backend import CPU, to_host
+from xmipp_accel.errors import ParameterError, ProcessingError
+from xmipp_accel.reconstruction.executor import ReconstructFourierExecutor
+from xmipp_accel.reconstruction.parameters import ReconstructFourierParameters
+
+
+def _accumulator(device=CPU, box=20, **choices):
+    return ReconstructFourierExecutor(ReconstructFourierParameters(**choices), device).new_accumulator(
+        box, SAMPLING
+    )
+
+
+def test_images_may_come_in_parts_and_from_the_device(device):
+    images, matrices, shifts = views(30, 20, largest_shift=1.0)
+    halves = 1 + np.arange(30) % 2
+    accumulator = _accumulator(device)
+    for part in (slice(0, 1), slice(1, 20), slice(20, 30)):
+        accumulator.insert(device.asarray(images[part]), matrices[part], shifts[part], halves=halves[part])
+    assert accumulator.counts == [15, 15]
+    maps = accumulator.finish()
+    expected = reconstruct(images, matrices, shifts, halves=halves)
+    for found, wanted in zip((maps.full, maps.half1, maps.half2), expected):
+        np.testing.assert_allclose(to_host(found), wanted, atol=1e-5 * wanted.max())
+
+
+def test_a_batch_too_large_for_the_memory_is_inserted_in_parts(monkeypatch, caplog):
+    images, matrices, shifts = views(30, 20, largest_shift=1.0)
+    halves = 1 + np.arange(30) % 2
+    expected = reconstruct(images, matrices, shifts, halves=halves)[1]
+    accumulator = _accumulator()
+    prepare = accumulator._slices
+
+    def crowded(images, *others):
+        if len(images) > 8:
+            raise MemoryError
+        return prepare(images, *others)
+
+    monkeypatch.setattr(accumulator, "_slices", crowded)
+    accumulator.insert(images, matrices, shifts, halves=halves)
+    found = accumulator.finish().half1
+    assert "too little memory for 30 images" in caplog.text
+    np.testing.assert_allclose(found, expected, atol=1e-5 * expected.max())
+
+
+def test_misuse_is_refused():
+    images, matrices, shifts = views(4, 20)
+    accumulator = _accumulator()
+    with pytest.raises(ParameterError, match="halves: expected half set 1 or 2"):
+        accumulator.insert(images, matrices, shifts)
+    with pytest.raises(ParameterError, match="halves: expected half set 1 or 2"):
+        accumulator.insert(images, matrices, shifts, halves=[0, 1, 2, 1])
+    with pytest.raises(ProcessingError, match=r"expected images in every half, found \[0, 0\]"):
+        accumulator.finish()
+    with pytest.raises(ParameterError, match="ctf: expected the optics"):
+        _accumulator(ctf="weight").insert(images, matrices, shifts, halves=[1, 2, 1, 2])
+    accumulator.insert(images, matrices, shifts, halves=[1, 2, 1, 2])
+    accumulator.finish()
+    with pytest.raises(ProcessingError, match="expected images"):
+        accumulator.finish()
+
+
+def test_batches_follow_the_memory_unless_told():
+    assert _accumulator(batch_size=5).batch_size() == 5
+    assert 1 <= _accumulator(box=200).batch_size() < _accumulator(box=20).batch_size()
+
+
+def test_coarser_and_less_padded_maps_need_less_memory():
+    usual = _accumulator(box=60).footprint()
+    assert _accumulator(box=60, max_resolution=12.0).footprint() < 0.3 * usual
+    assert _accumulator(box=60, padding=1.0).footprint() < 0.3 * usual
+    assert _accumulator(box=60, halves=False).footprint() < usual
