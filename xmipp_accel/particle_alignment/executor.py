@@ -3,10 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 from pathlib import Path
 from typing import Any, Callable
 
+import numpy as np
+
 from xmipp_accel.backend.devices import CPU, Device
+from xmipp_accel.errors import ParameterError
+from xmipp_accel.io.particles import write_particles
+from xmipp_accel.io.publish import write_json
+from xmipp_accel.particle_alignment.align import PolarAligner, align_all
+from xmipp_accel.particle_alignment.assignment import assign, write_updated_references
+from xmipp_accel.particle_alignment.compat import OriginalAligner
+from xmipp_accel.particle_alignment.gallery import References, open_references
 from xmipp_accel.particle_alignment.parameters import AlignSignificantParameters
 
 
@@ -28,7 +38,7 @@ class AlignSignificantResult:
     n_particles, n_aligned, n_rows, n_references : int
         Particles given, particles with a positive score, rows written, references compared.
     n_rings, n_harmonics, n_shifts : int
-        Size of the search: Fourier rings, angular harmonics, shifts.
+        Size of the search: Fourier rings, angular harmonics, shifts; 0 with the original's algorithm.
     resolution : float
         A, of the outermost ring (0 if the sampling rate is unknown).
     mask_radius : float
@@ -101,7 +111,7 @@ class AlignSignificantExecutor:
         ----------
         particles : Particles
             Their CTF is used if they have one; their poses are not.
-        references : path or Particles
+        references : path, Particles or References
             A volume; a gallery table (.doc, .xmd, .star, or `Particles`) whose rot and tilt are the directions;
             or a stack of 2D averages (.mrcs, .stk, or a table without angles).
         output_folder : path
@@ -116,4 +126,46 @@ class AlignSignificantExecutor:
         ------
         InputFileError, ParameterError, ProcessingError
         """
-        raise NotImplementedError
+        start = time.perf_counter()
+        if not len(particles):
+            raise ParameterError("particles: expected at least one, found none")
+        chosen = self.parameters
+        if not isinstance(references, References):
+            references = open_references(
+                references, chosen.symmetry, chosen.angular_sampling, chosen.min_tilt, chosen.max_tilt
+            )
+        folder = Path(output_folder).resolve()
+        folder.mkdir(parents=True, exist_ok=True)
+        with self.device.activate():
+            make = PolarAligner if chosen.algorithm == "polar" else OriginalAligner
+            aligner = make(references, particles, chosen, self.device)
+            pairs = align_all(aligner, particles, progress, candidate_mask)
+            rows = assign(pairs, references, particles, chosen, aligner.independent)
+            write_particles(folder / "aligned.xmd", rows.particles)
+            write_particles(folder / "aligned.star", rows.particles)
+            updated = ""
+            if chosen.update_references:
+                updated = str(write_updated_references(folder, rows, references, self.device))
+        result = self._summarize(aligner, references, particles, rows, folder, updated, start)
+        write_json(folder / "aligned.json", result.to_json())
+        return result
+
+    def _summarize(self, aligner, references, particles, rows, folder, updated, start):
+        best = rows.particles.take(rows.first)
+        length = np.hypot(best.shift_x, best.shift_y)
+        return AlignSignificantResult(
+            kind=references.kind,
+            particles_xmd=str(folder / "aligned.xmd"),
+            particles_star=str(folder / "aligned.star"),
+            references_xmd=updated,
+            n_particles=len(particles),
+            n_aligned=int(rows.first.sum()),
+            n_rows=len(rows.particles),
+            n_references=len(references),
+            **aligner.description,
+            mean_cc=float(np.mean(best.extra["maxCC"])) if len(best) else 0.0,
+            at_shift_limit=float(np.mean(length > aligner.max_shift - 0.5)) if len(best) else 0.0,
+            device=str(self.device),
+            parameters=self.parameters.to_dict(),
+            seconds=time.perf_counter() - start,
+        )

@@ -44,7 +44,7 @@ class AlignSignificantParameters(Parameters):
     )
     max_resolution: float = parameter(
         0.0,
-        "Compare only information coarser than this; 0 chooses 6 A or 3/4 of Nyquist, the coarser.",
+        "Compare only information coarser than this; 0 means the coarsest of 6 A, 3/4 of Nyquist and 40 rings.",
         unit="A",
         minimum=0.0,
     )
@@ -63,7 +63,8 @@ class AlignSignificantParameters(Parameters):
     update_references: bool = parameter(False, "Write the weighted averages of the particles of each reference.")
     algorithm: str = parameter(
         "polar",
-        "Exhaustive search in polar Fourier space, or the original's iterated shift and rotation steps.",
+        "Exhaustive search in polar Fourier space, or, for comparison, the original's iterated shifts and rotations "
+        "of the unfiltered images, which knows neither CTF, mask, band limit, mirrors nor refinement.",
         choices=("polar", "xmipp"),
         advanced=True,
     )

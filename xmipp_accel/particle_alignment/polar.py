@@ -206,14 +206,19 @@ def _harmonic_kernels(grid):
 def samples_from_coefficients(coefficients, grid):
     """Ring samples (..., K, Phi / 2) of harmonics (..., K, Q), complex64: undoes :func:`angular_coefficients`."""
     xp = array_module(coefficients)
-    q = np.arange(grid.n_harmonics)
-    kernel = np.exp(1j * np.outer(q, grid.angles)) * grid.harmonic_weights[:, None]
-    even = xp.asarray(kernel[0::2].astype(np.complex64))
-    odd = xp.asarray(kernel[1::2].astype(np.complex64))
+    kernel = np.exp(1j * np.outer(np.arange(grid.n_harmonics), grid.angles)) * grid.harmonic_weights[:, None]
     # F[k, -q] = (-1)^q conj F[k, q]: even harmonics add up to a real part, odd ones to an imaginary one.
-    real = (coefficients[..., 0::2] @ even).real
-    imaginary = (coefficients[..., 1::2] @ odd).imag
-    return (real + 1j * imaginary).astype(np.complex64)
+    even = np.stack([kernel.real, -kernel.imag], axis=1)[0::2].reshape(-1, len(grid.angles))
+    odd = np.stack([kernel.imag, kernel.real], axis=1)[1::2].reshape(-1, len(grid.angles))
+    samples = xp.empty(coefficients.shape[:-1] + (len(grid.angles),), dtype=np.complex64)
+    samples.real = _pairs(coefficients[..., 0::2]) @ xp.asarray(even.astype(np.float32))
+    samples.imag = _pairs(coefficients[..., 1::2]) @ xp.asarray(odd.astype(np.float32))
+    return samples
+
+
+def _pairs(values):
+    """Real and imaginary parts interleaved along the last axis, which doubles."""
+    return array_module(values).ascontiguousarray(values, dtype=np.complex64).view(np.float32)
 
 
 def shift_phases(grid, shifts, xp=np):
