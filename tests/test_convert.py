@@ -110,17 +110,16 @@ def test_planar_poses_come_back(flip):
 
 
 @pytest.mark.parametrize("flip", [False, True])
-def test_the_two_orders_of_shift_and_turn_place_a_point_alike(flip):
+def test_a_2d_result_becomes_the_transform_that_puts_the_particle_on_its_reference(flip):
     rng = np.random.default_rng(0)
-    psi, (sx, sy), point = rng.uniform(-180, 180), rng.uniform(-5, 5, 2), rng.uniform(-9, 9, 2)
-    turn = euler_to_matrix(0, 0, psi)[:2, :2]
-    mirror = np.diag([-1.0 if flip else 1.0, 1.0])
-    expected = mirror @ turn @ (point + (sx, sy))
-    numbers = convert.projection_to_planar(psi, sx, sy, np.array([flip]))
-    planar = convert.planar_transform(*numbers)[0]
-    np.testing.assert_allclose((planar @ [*point, 0, 1])[:2], expected, atol=1e-9)
-    back = convert.planar_to_projection(*numbers)
-    np.testing.assert_allclose([back[1][0], back[2][0]], [sx, sy], atol=1e-9)
+    psi, shift, point = rng.uniform(-180, 180), rng.uniform(-5, 5, 2), rng.uniform(-9, 9, 2)
+    mirrored = point * ([-1, 1] if flip else [1, 1])
+    expected = euler_to_matrix(0, 0, psi)[:2, :2].T @ (mirrored + shift)
+    rows = Particles(stack=["a"], psi=psi, shift_x=shift[0], shift_y=shift[1], flip=flip)
+    matrix = convert.aligned_transforms(rows, "2d")[0]
+    np.testing.assert_allclose((matrix @ [*point, 0, 1])[:2], expected, atol=1e-9)
+    assert convert.planar_pose([matrix])[3][0] == flip
+    np.testing.assert_allclose(convert.planar_transform(*convert.planar_pose([matrix]))[0], matrix, atol=1e-9)
 
 
 def test_particles_come_back_from_a_scipion_set_with_ctf_pose_and_half_sets(folder):

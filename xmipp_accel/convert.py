@@ -18,6 +18,7 @@ from pyworkflow.object import Float, Integer
 from xmipp_accel.errors import ProcessingError
 from xmipp_accel.io.particles import Particles
 from xmipp_accel.numerics.rotations import euler_to_matrix, matrix_to_euler
+from xmipp_accel.particle_alignment.poses import align2d_matrix
 
 # Attributes that other plugins give to particles, and that survive a way through this one.
 SUBSET, WEIGHT = "_rlnRandomSubset", "_xmipp_weight"
@@ -97,21 +98,6 @@ def planar_pose(matrices) -> tuple[np.ndarray, ...]:
         matrices[:, 1, 3],
         flip,
     )
-
-
-def planar_to_projection(psi, shift_x, shift_y, flip) -> tuple[np.ndarray, ...]:
-    """Turn the numbers of a 2D alignment (turn, mirror, shift) into a projection's (shift, turn, mirror)."""
-    sign = np.where(flip, -1.0, 1.0)
-    cos, sin = np.cos(np.deg2rad(psi)), np.sin(np.deg2rad(psi))
-    x, y = sign * shift_x, shift_y
-    return psi, cos * x - sin * y, sin * x + cos * y, flip
-
-
-def projection_to_planar(psi, shift_x, shift_y, flip) -> tuple[np.ndarray, ...]:
-    """Inverse of :func:`planar_to_projection`."""
-    sign = np.where(flip, -1.0, 1.0)
-    cos, sin = np.cos(np.deg2rad(psi)), np.sin(np.deg2rad(psi))
-    return psi, sign * (cos * shift_x + sin * shift_y), -sin * shift_x + cos * shift_y, flip
 
 
 class _Columns:
@@ -297,7 +283,7 @@ def transforms(particles: Particles, alignment) -> np.ndarray:
 
 
 def aligned_transforms(particles: Particles, kind) -> np.ndarray:
-    """Matrices (n, 4, 4) of poses as the executors report them: shift, turn, then mirror.
+    """Matrices (n, 4, 4) for `Transform` of poses as the executors report them: mirror, shift, then turn.
 
     Parameters
     ----------
@@ -306,8 +292,8 @@ def aligned_transforms(particles: Particles, kind) -> np.ndarray:
     """
     if kind == "projection":
         return transforms(particles, ALIGN_PROJ)
-    p = particles
-    return planar_transform(*projection_to_planar(p.psi, p.shift_x, p.shift_y, p.flip))
+    columns = (particles.psi, particles.shift_x, particles.shift_y, particles.flip)
+    return np.array([align2d_matrix(*row) for row in zip(*columns)]).reshape(-1, 4, 4)
 
 
 def fill_averages(averages, images: Particles):

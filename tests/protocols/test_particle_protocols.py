@@ -1,0 +1,311 @@
+import os
+
+import numpy as np
+import pytest
+from scipy.ndimage import affine_transform
+from xmipp_accel.protocols import (
+    XmippAccelProtAlignSignificant,
+    XmippAccelProtClassify2D,
+    XmippAccelProtImportParticles,
+    XmippAccelProtReconstructFourier,
+)
+
+from tests.protocols.scipion_project import launch, log_of, output_pointer, project  # noqa: F401
+from xmipp_accel import convert
+from xmipp_accel.io.images import write_stack
+from xmipp_accel.io.particles import Particles, write_particles
+from xmipp_accel.io.volumes import read_volume, write_volume
+from xmipp_accel.numerics.ctf import ctf_image
+from xmipp_accel.numerics.rotations import euler_to_matrix, matrix_to_euler, random_matrices
+
+pytestmark = pytest.mark.scipion
+BOX, RATE, COUNT = 32, 4.0, 240
+CPU_ONLY = dict(useGpu=False, numberOfThreads=2)
+
+
+def blobs():
+    """Places (n, 3) in px from the centre, weights and widths of the Gaussians that the phantom is made of."""
+    rng = np.random.default_rng(3)
+    return rng.uniform(-7, 7, (9, 3)), rng.uniform(0.5, 1.5, 9), rng.uniform(1.2, 2.0, 9)
+
+
+def phantom():
+    axis = np.arange(BOX) - BOX // 2
+    z, y, x = np.meshgrid(axis, axis, axis, indexing="ij")
+    volume = np.zeros((BOX,) * 3)
+    for (px, py, pz), weight, width in zip(*blobs()):
+        square = (x - px) ** 2 + (y - py) ** 2 + (z - pz) ** 2
+        volume += weight / (np.sqrt(2 * np.pi) * width) ** 3 * np.exp(-square / (2 * width**2))
+    return volume.astype(np.float32)
+
+
+def projections(matrices, shifts):
+    """Exact projections (n, y, x): image coordinates are A times those of the volume, minus the shift."""
+    axis = np.arange(BOX) - BOX // 2
+    images = np.zeros((len(matrices), BOX, BOX))
+    for place, weight, width in zip(*blobs()):
+        centre = matrices[:, :2] @ place - shifts
+        lines = [np.exp(-((axis - centre[:, i, None]) ** 2) / (2 * width**2)) for i in (0, 1)]
+        images += weight / (2 * np.pi * width**2) * lines[1][:, :, None] * lines[0][:, None, :]
+    return images
+
+
+@pytest.fixture(scope="module")
+def truth():
+    rng = np.random.default_rng(5)
+    matrices = random_matrices(COUNT, rng)
+    shifts = rng.uniform(-1.5, 1.5, (COUNT, 2))
+    return matrices, shifts
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory, truth):
+    """A STAR file of noisy particles with CTF, true poses and half sets, and the phantom."""
+    folder = tmp_path_factory.mktemp("particles")
+    rng = np.random.default_rng(6)
+    matrices, shifts = truth
+    rot, tilt, psi = matrix_to_euler(matrices)
+    defocus = rng.uniform(8000, 15000, COUNT)
+    ctf = ctf_image(BOX, RATE, defocus, defocus, 0.0, 300.0, 2.7, 0.1)
+    images = np.fft.irfft2(np.fft.rfft2(np.fft.ifftshift(projections(matrices, shifts), axes=(1, 2))) * ctf)
+    images = np.fft.fftshift(images, axes=(1, 2))
+    images += rng.normal(size=images.shape) * images.std()
+    write_stack(folder / "images.mrcs", images.astype(np.float32), RATE)
+    particles = Particles(
+        stack=[str(folder / "images.mrcs")] * COUNT,
+        index=np.arange(COUNT),
+        rot=rot,
+        tilt=tilt,
+        psi=psi,
+        shift_x=shifts[:, 0],
+        shift_y=shifts[:, 1],
+        half=1 + np.arange(COUNT) % 2,
+        defocus_u=defocus,
+        defocus_v=defocus,
+        voltage=300.0,
+        sampling_rate=RATE,
+        has_ctf=True,
+        has_pose=True,
+    )
+    write_particles(folder / "particles.star", particles)
+    write_volume(folder / "map.mrc", phantom(), RATE)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def imported(project, files):  # noqa: F811
+    run = launch(project, XmippAccelProtImportParticles, particlesFile=str(files / "particles.star"))
+    assert run.isFinished(), log_of(run)
+    return run
+
+
+@pytest.fixture(scope="module")
+def volume(project, files):  # noqa: F811
+    from pwem.protocols import ProtImportVolumes
+
+    run = launch(project, ProtImportVolumes, filesPath=str(files / "map.mrc"), samplingRate=RATE)
+    assert run.isFinished(), log_of(run)
+    return run
+
+
+@pytest.fixture(scope="module")
+def aligned(project, imported, volume):  # noqa: F811
+    run = launch(
+        project,
+        XmippAccelProtAlignSignificant,
+        inputParticles=output_pointer(imported, "outputParticles"),
+        inputReferences=output_pointer(volume, "outputVolume"),
+        angularSampling=12.0,
+        **CPU_ONLY,
+    )
+    assert run.isFinished(), log_of(run)
+    return run
+
+
+@pytest.fixture(scope="module")
+def reconstructed(project, imported):  # noqa: F811
+    run = launch(
+        project,
+        XmippAccelProtReconstructFourier,
+        inputParticles=output_pointer(imported, "outputParticles"),
+        **CPU_ONLY,
+    )
+    assert run.isFinished(), log_of(run)
+    return run
+
+
+@pytest.fixture(scope="module")
+def classified(project, imported):  # noqa: F811
+    run = launch(
+        project,
+        XmippAccelProtClassify2D,
+        inputParticles=output_pointer(imported, "outputParticles"),
+        numberOfClasses=6,
+        numberOfIterations=8,
+        splitMergeRounds=1,
+        maxShift=8.0,
+        checkMirrors=True,
+        **CPU_ONLY,
+    )
+    assert run.isFinished(), log_of(run)
+    return run
+
+
+def correlation(a, b):
+    return np.corrcoef(np.ravel(a), np.ravel(b))[0, 1]
+
+
+def test_an_import_brings_ctf_pose_and_half_sets_into_the_project(imported, truth):
+    output = imported.outputParticles
+    assert output.hasCTF() and output.hasAlignmentProj() and not output.isPhaseFlipped()
+    found = convert.particles_from_set(output)
+    matrices, shifts = truth
+    np.testing.assert_allclose(euler_to_matrix(found.rot, found.tilt, found.psi), matrices, atol=1e-4)
+    np.testing.assert_allclose(np.stack([found.shift_x, found.shift_y], axis=1), shifts, atol=1e-4)
+    np.testing.assert_array_equal(found.half, 1 + np.arange(COUNT) % 2)
+    assert found.defocus_u.min() > 7900 and found.voltage[0] == 300
+    path = output.getFirstItem().getFileName()
+    assert path.startswith("Runs") and os.path.islink(path)
+
+
+def test_a_file_that_holds_no_particles_is_refused_before_the_run(project, files):  # noqa: F811
+    protocol = project.newProtocol(XmippAccelProtImportParticles, particlesFile=str(files / "map.mrc"))
+    assert "map.mrc" in protocol.validate()[0]
+    protocol.particlesFile.set("nowhere.star")
+    assert "nowhere.star" in protocol.validate()[0]
+
+
+def test_a_reconstruction_gives_the_map_its_halves_and_their_fsc(reconstructed):
+    output = reconstructed.outputVolume
+    found, rate = read_volume(output.getFileName())
+    assert rate == pytest.approx(RATE) and output.getSamplingRate() == RATE and output.getDim() == (BOX,) * 3
+    assert correlation(found, phantom()) > 0.9
+    halves = [read_volume(name)[0] for name in output.getHalfMaps().split(",")]
+    assert 0.5 < correlation(*halves) < 0.9999
+    frequencies, values = reconstructed.outputFSC.getData()
+    assert len(frequencies) == len(values) and float(values[1]) > 0.9
+    assert "FSC 0.143" in "\n".join(reconstructed.summary())
+
+
+def test_particles_are_aligned_to_the_views_of_a_volume(aligned, truth):
+    output = aligned.outputParticles
+    assert output.hasAlignmentProj() and output.hasCTF() and output.getSize() == COUNT
+    found = convert.particles_from_set(output)
+    matrices, shifts = truth
+    relative = euler_to_matrix(found.rot, found.tilt, found.psi) @ np.swapaxes(matrices, 1, 2)
+    angles = np.rad2deg(np.arccos(np.clip((np.trace(relative, axis1=1, axis2=2) - 1) / 2, -1, 1)))
+    assert np.median(angles) < 6
+    errors = np.hypot(found.shift_x - shifts[:, 0], found.shift_y - shifts[:, 1])
+    assert np.median(errors) < 0.5
+    np.testing.assert_array_equal(found.half, 1 + np.arange(COUNT) % 2)
+    assert all(0 < float(item._xmipp_maxCC) <= 1 for item in output.iterItems())
+
+
+def test_the_poses_that_were_found_give_the_map(project, aligned):  # noqa: F811
+    run = launch(
+        project,
+        XmippAccelProtReconstructFourier,
+        inputParticles=output_pointer(aligned, "outputParticles"),
+        useHalves=False,
+        **CPU_ONLY,
+    )
+    assert run.isFinished(), log_of(run)
+    assert correlation(read_volume(run.outputVolume.getFileName())[0], phantom()) > 0.85
+    assert not run.outputVolume.hasHalfMaps() and not run.hasAttribute("outputFSC")
+
+
+def placed(item, image):
+    """The particle as its Transform places it on the average; Scipion's origin is the centre."""
+    matrix = np.asarray(item.getTransform().getMatrix())[np.ix_([0, 1, 3], [0, 1, 3])]
+    back = np.linalg.inv(matrix)
+    swap = back[:2, :2][::-1, ::-1]  # from (x, y) to (y, x)
+    centre = np.array([BOX // 2, BOX // 2])
+    offset = centre + back[:2, 2][::-1] - swap @ centre
+    return affine_transform(image, swap, offset, order=1)
+
+
+def test_classes_hold_the_particles_with_transforms_that_put_them_on_the_average(classified):
+    classes, averages = classified.outputClasses, classified.outputAverages
+    assert 2 <= classes.getSize() <= 6
+    assert averages.getSize() == classes.getSize()
+    assert sum(group.getSize() for group in classes.iterItems()) == COUNT
+    assert averages.getSamplingRate() == RATE and not averages.hasAlignment()
+    place = convert.references_from_set(classes)
+    pictures = place.images()
+    moved, unmoved, flips = [], [], []
+    for group, average in zip(classes.iterItems(), pictures):
+        members = convert.particles_from_set(group)
+        flips.extend(members.flip)
+        for item, image in zip(group.iterItems(), members.images()):
+            moved.append(correlation(placed(item, image), average))
+            unmoved.append(correlation(image, average))
+    assert np.mean(moved) > np.mean(unmoved) + 0.1
+    assert 0 < np.mean(flips) < 1
+
+
+def test_particles_are_aligned_to_class_averages(project, imported, classified):  # noqa: F811
+    run = launch(
+        project,
+        XmippAccelProtAlignSignificant,
+        inputParticles=output_pointer(imported, "outputParticles"),
+        inputReferences=output_pointer(classified, "outputClasses"),
+        updateReferences=True,
+        checkMirrors=True,
+        **CPU_ONLY,
+    )
+    assert run.isFinished(), log_of(run)
+    output = run.outputParticles
+    assert output.hasAlignment2D() and output.getSize() <= COUNT
+    average = {group.getObjId(): None for group in classified.outputClasses.iterItems()}
+    assert run.outputAverages.getSize() == len(average)
+    pictures = convert.references_from_set(classified.outputClasses).images()
+    members = convert.particles_from_set(output)
+    moved, unmoved = [], []
+    for item, image in zip(output.iterItems(), members.images()):
+        moved.append(max(correlation(placed(item, image), picture) for picture in pictures))
+        unmoved.append(max(correlation(image, picture) for picture in pictures))
+    assert np.mean(moved) > np.mean(unmoved) + 0.05
+
+
+def test_a_classification_starts_from_averages(project, imported, classified):  # noqa: F811
+    run = launch(
+        project,
+        XmippAccelProtClassify2D,
+        inputParticles=output_pointer(imported, "outputParticles"),
+        randomInitialization=False,
+        initialClasses=output_pointer(classified, "outputAverages"),
+        numberOfIterations=2,
+        splitMergeRounds=0,
+        **CPU_ONLY,
+    )
+    assert run.isFinished(), log_of(run)
+    assert run.outputClasses.getSize() <= classified.outputAverages.getSize()
+
+
+def test_inputs_that_do_not_fit_are_refused_before_the_run(project, imported, classified, tmp_path):  # noqa: F811
+    from pwem.protocols import ProtImportVolumes
+
+    write_volume(tmp_path / "small.mrc", np.ones((16, 16, 16), np.float32), 8.0)
+    small = launch(project, ProtImportVolumes, filesPath=str(tmp_path / "small.mrc"), samplingRate=8.0)
+    protocol = project.newProtocol(XmippAccelProtAlignSignificant)
+    protocol.inputParticles.copy(output_pointer(imported, "outputParticles"))
+    protocol.inputReferences.copy(output_pointer(small, "outputVolume"))
+    size, rate = protocol.validate()
+    assert "16 px" in size and "8.000 A/px" in rate
+    protocol = project.newProtocol(XmippAccelProtReconstructFourier)
+    protocol.inputParticles.copy(output_pointer(classified, "outputAverages"))
+    assert "projection directions" in protocol.validate()[0]
+
+
+def test_another_protocol_takes_the_classes(project, classified):  # noqa: F811
+    from pwem.protocols import ProtSubSet
+
+    run = launch(
+        project,
+        ProtSubSet,
+        inputFullSet=output_pointer(classified, "outputClasses"),
+        chooseAtRandom=True,
+        nElements=1,
+    )
+    assert run.isFinished(), log_of(run)
+    assert run.outputClasses.getSize() == 1
