@@ -49,12 +49,12 @@ class AccelViewer(EmProtocolViewer):
         self._define_choices(form)
         for name, label in self.PICTURES:
             form.addParam(name, params.LabelParam, label=label, help="Opens a window.")
-        self._outputs = [name for name, _ in self.protocol.iterOutputAttributes()]
-        if self._outputs:
+        self._output_names = [name for name, _ in self.protocol.iterOutputAttributes()]
+        if self._output_names:
             form.addParam(
                 "output",
                 params.EnumParam,
-                choices=self._outputs,
+                choices=self._output_names,
                 default=0,
                 display=params.EnumParam.DISPLAY_COMBO,
                 label="Open output",
@@ -66,7 +66,7 @@ class AccelViewer(EmProtocolViewer):
 
     def _getVisualizeDict(self):
         actions = {name: self._open_picture for name, _ in self.PICTURES}
-        return {**actions, "output": self._open_output} if self._outputs else actions
+        return {**actions, "output": self._open_output} if self._output_names else actions
 
     def _open_picture(self, name):
         figure = getattr(self, f"figure_{name}")()
@@ -75,7 +75,7 @@ class AccelViewer(EmProtocolViewer):
         return [FigureView(figure, f"{self.protocol.getRunName()}: {dict(self.PICTURES)[name]}")]
 
     def _open_output(self, name=None):
-        output = getattr(self.protocol, self._outputs[self.output.get()])
+        output = getattr(self.protocol, self._output_names[self.output.get()])
         viewers = Domain.findViewers(output.getClassName(), DESKTOP_TKINTER)
         if not viewers:
             return [self.infoMessage(f"No viewer for {output.getClassName()} is installed.", "Open output")]

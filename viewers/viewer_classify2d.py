@@ -49,9 +49,9 @@ class XmippAccelClassify2DViewer(AccelViewer):
         return figure
 
     def figure_particles(self):
-        group = self.protocol.outputClasses[self.classId.get()]
-        if group is None:
-            return f"There is no class {self.classId.get()}."
-        members = convert.particles_from_set(group)
+        classes, number = self.protocol.outputClasses, self.classId.get()
+        if number not in classes.getIdSet():
+            return f"There is no class {number}."
+        members = convert.particles_from_set(classes[number])
         shown = members.take(np.arange(min(60, len(members))))
         return figures.class_montage(shown.images(), shown.item_id, f"{len(members)} particles")
