@@ -48,9 +48,10 @@ def read_gain(path, frame_shape, rotation=0, flip="none", divide=False) -> tuple
     gain = _orient(_read_single(path).astype(np.float32, copy=False), rotation, flip)
     defects = ~(np.isfinite(gain) & (gain > 0))
     gain = np.where(defects, np.float32(1), gain)
-    gain = np.where(defects, np.float32(0), 1 / gain if divide else gain)
-    # 1 / x overflows for the smallest numbers, and those of float64 references vanish.
-    defects |= ~np.isfinite(gain) | (gain == 0)
+    if divide:
+        with np.errstate(over="ignore"):  # of the smallest numbers, which become defects
+            gain = 1 / gain
+    defects |= ~np.isfinite(gain)
     gain[defects] = 0
     gain, defects = _fit(path, gain, defects, tuple(frame_shape))
     if np.count_nonzero(defects) > _MOST_DEFECTS * defects.size:

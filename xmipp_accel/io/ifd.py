@@ -24,9 +24,18 @@ STRIP_OFFSETS, STRIP_BYTE_COUNTS = 273, 279
 
 @dataclasses.dataclass(frozen=True)
 class Directory:
-    """Numeric tags of one page: by tag the values, rationals flattened."""
+    """One page.
+
+    Attributes
+    ----------
+    tags : dict
+        Values by tag, rationals as pairs; of texts and private blocks outside the directory only NaN.
+    size : int
+        Bytes of the directory and the strips.
+    """
 
     tags: dict[int, tuple[float, ...]]
+    size: int
 
     def whole(self, tag, default=None):
         """The one whole number of a tag; None or `default` if it is absent, -1 if it is anything else."""
@@ -128,8 +137,7 @@ class DirectoryReader:
                 self._fail(f"ascending tags in page {page}", f"tag {tag} after {previous}")
             previous = tag
             tags[tag] = self._values(tag, kind, values, raw[start + entry - tail : start + entry], offset)
-        self.pages.append(Directory(tags))
-        self._claim_strips(tags, page)
+        self.pages.append(Directory(tags, length + self._claim_strips(tags, page)))
         return struct.unpack(layout.order + layout.offset, raw[-tail:])[0]
 
     def _values(self, tag, kind, count, inline, offset):
@@ -148,7 +156,7 @@ class DirectoryReader:
             self._fail(f"tag {tag} with {count} values", f"a file of {self._size} bytes")
         return self._unpack(place, code, count, f"tag {tag}")
 
-    def _claim_strips(self, tags, page):
+    def _claim_strips(self, tags, page) -> int:
         offsets, counts = tags.get(STRIP_OFFSETS, ()), tags.get(STRIP_BYTE_COUNTS, ())
         if not offsets or len(offsets) != len(counts):
             self._fail(f"strips in page {page}", f"{len(offsets)} offsets and {len(counts)} byte counts")
@@ -156,6 +164,7 @@ class DirectoryReader:
             if not (isinstance(offset, int) and isinstance(count, int) and offset > 0 and count > 0):
                 self._fail(f"place and size of strip {strip} of page {page}", f"byte {offset}, {count} bytes")
             self._claim(offset, count, f"strip {strip} of page {page}")
+        return sum(counts)
 
     def _check_regions(self):
         regions = np.array(sorted(self._regions), dtype=np.int64)
@@ -164,7 +173,7 @@ class DirectoryReader:
             first, second = (self._regions[tuple(regions[overlapping[0] + k].tolist())] for k in (0, 1))
             self._fail("separate places for all parts", f"{second} within {first}")
         unused = self._size - int((regions[:, 1] - regions[:, 0]).sum())
-        smallest = min(sum(page.tags[STRIP_BYTE_COUNTS]) for page in self.pages)
+        smallest = min(page.size for page in self.pages)
         if unused >= smallest:
             self._fail(
                 f"{len(self.pages)} pages to fill the file", f"{unused} bytes, a page or more, that none refers to"

@@ -210,6 +210,7 @@ def write_mrc(path, array, sampling_rate, *, volume):
         file.write(pixels.data)
 
 
+@np.errstate(invalid="ignore", over="ignore")  # statistics of images that are not finite are not either
 def _header_bytes(array, mode, sampling_rate, volume) -> bytes:
     sections, rows, columns = array.shape
     intervals = columns, rows, (sections if volume else 1)
@@ -220,11 +221,13 @@ def _header_bytes(array, mode, sampling_rate, volume) -> bytes:
     floats[10:13] = np.multiply(intervals, sampling_rate)
     floats[13:16] = 90
     words[16:19] = 1, 2, 3
-    floats[19:22] = array.min(), array.max(), array.mean(dtype=np.float64)
+    # NumPy squares halves as halves, which overflow.
+    values = array.astype(np.float32) if array.dtype == np.float16 else array
+    floats[19:22] = values.min(), values.max(), values.mean(dtype=np.float64)
     words[22] = 1 if volume else 0
     words[27] = 20141
     words[52:54] = np.frombuffer(b"MAP " + LITTLE_ENDIAN_STAMP, "<i4")
-    floats[54] = array.std(dtype=np.float64)
+    floats[54] = values.std(dtype=np.float64)
     words[55] = 1
     label = b"xmipp_accel".ljust(80)
     return words[:56].tobytes() + label + bytes(720)

@@ -103,6 +103,7 @@ def check_header(reader: DirectoryReader) -> TiffHeader:
 def _page_format(path, page: Directory, order) -> PageFormat:
     rows, columns, bits = page.whole(257, -1), page.whole(256, -1), page.whole(258, -1)
     compression, predictor = page.whole(259, -1), page.whole(317, 1)
+    # Without the tag the pixels are whole numbers, which those of 32 bits never are in practice: a damaged tag.
     sample_format = page.whole(339, 1 if bits <= 16 else -1)
     expected = {
         "one sample a pixel": page.whole(277, 1) == 1,
@@ -110,7 +111,7 @@ def _page_format(path, page: Directory, order) -> PageFormat:
         "bits from the left (fill order 1)": page.whole(266, 1) == 1,
         "strips, not tiles": 322 not in page.tags and 324 not in page.tags,
         "a size above 0": rows > 0 and columns > 0,
-        "8, 16 or 32-bit whole numbers or 16, 32 or 64-bit floats": (sample_format, bits) in _DTYPES,
+        "8 or 16-bit pixels, or ones of 32 or 64 bits with a sample format": (sample_format, bits) in _DTYPES,
         "no compression, LZW, deflate, zstd or PackBits": compression == NONE or compression in _DECODERS,
         "predictor 1 or 2": predictor == 1 or (predictor == 2 and sample_format in (1, 2) and compression != NONE),
     }

@@ -2,8 +2,8 @@
 
 Bits are taken from the low end of each byte on. A code of `position_bits` says how many pixels to skip; all bits
 set means to skip that many and no electron yet. Otherwise an electron is there, followed by the bits of its place
-within the pixel, x before y, each with the upper bit inverted. The stream ends when the last pixel has been passed;
-only then a frame is valid.
+within the pixel, x before y, each with the upper bit inverted. The stream ends when the last pixel has been
+passed; only then a frame is valid.
 
 imagecodecs' decoder refuses streams with an odd number of bytes, takes those that end early, and reads `wide` ones
 like the others.
