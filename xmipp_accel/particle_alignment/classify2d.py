@@ -1,9 +1,9 @@
 """2D classification by expectation-maximisation that also splits, merges and anneals.
 
-The iteration finds the nearest optimum only; what finds a good one is the path (Fritzke, "The breathing k-means
-algorithm", arXiv 2006.15666; Ueda et al., Neural Computation 12 (2000), 2109): classes are added where particles fit
-worst, and those without which the particles would lose least are taken away again, as long as the mean
-log-likelihood of the particles rises.
+The iteration finds the nearest optimum only; what finds a good one is the path: classes are added where particles
+fit worst, and those without which the particles would lose least are taken away again, as long as the mean
+log-likelihood of the particles rises (Fritzke, "The breathing k-means algorithm", arXiv 2006.15666, 2020; Ueda et
+al., Neural Computation 12 (2000), 2109).
 """
 
 from __future__ import annotations
@@ -15,8 +15,15 @@ import numpy as np
 
 from xmipp_accel.backend import array_module, to_host
 from xmipp_accel.particle_alignment.classify2d_model import ClassModel, fit_model, signal_power
-from xmipp_accel.particle_alignment.classify2d_search import Poses, refine, search, search_grid, shift_samples
-from xmipp_accel.particle_alignment.polar import angular_coefficients, ring_energy
+from xmipp_accel.particle_alignment.classify2d_search import (
+    Poses,
+    refine,
+    search,
+    search_grid,
+    shift_samples,
+    to_average_frame,
+)
+from xmipp_accel.particle_alignment.polar import angular_coefficients, samples_from_coefficients
 
 _CANDIDATES = 3
 _LEAST_WEIGHT = 1e-3
@@ -24,7 +31,7 @@ _LEAST_WEIGHT = 1e-3
 
 @dataclasses.dataclass(frozen=True)
 class Sums:
-    """What a model is made from; of several batches, it adds up.
+    """What a model is made from.
 
     Attributes
     ----------
@@ -32,33 +39,37 @@ class Sums:
     denominator : (C, K) float32 array
     residual : (K,) float64 host array
         Noise power relative to the background's.
+    membership : (m, C) float32 array
+        Share of each particle in each class.
     """
 
     numerator: Any
     denominator: Any
     residual: np.ndarray
+    membership: Any
 
 
 @dataclasses.dataclass(frozen=True)
 class State:
-    """A model, with the poses that it gave its particles."""
+    """A model, the poses that it gave its particles, and their shares in its sums."""
 
     model: ClassModel
     poses: Poses
+    membership: Any
 
     @property
     def objective(self) -> float:
-        """Mean log-likelihood gain of a particle's best pose."""
+        """Mean log-likelihood gain of a particle's best pose over noise alone."""
         return float(self.poses.score[:, 0].mean())
 
     @property
     def labels(self) -> np.ndarray:
         """(m,) class of each particle, on the host."""
-        return to_host(self.poses.template[:, 0]) % len(self.model)
+        return to_host(self.poses.label[:, 0])
 
 
 class Classifier:
-    """The steps of the classification, for one set of choices.
+    """The steps of the classification for one set of choices.
 
     Parameters
     ----------
@@ -73,55 +84,130 @@ class Classifier:
         self.mirrors = mirrors
         self.rng = np.random.default_rng(seed)
 
-    def seeds(self, particles, count) -> ClassModel:
-        """Model whose averages are single particles that differ from one another, chosen at random."""
-        chosen = self.rng.choice(len(particles), min(count, len(particles)), replace=False)
+    def start(self, particles, model) -> State:
+        """Poses for a model that none of the particles has a share in."""
         xp = array_module(particles.samples)
-        some = particles.take(xp.asarray(np.sort(chosen)))
-        return fit_model(some.coefficients, some.ctf2, particles, signal=signal_power(particles))
+        membership = xp.zeros((len(particles), len(model)), dtype=np.float32)
+        return State(model, self.assign(particles, model), membership)
 
-    def assign(self, particles, model) -> Poses:
-        """Poses of the few best classes of each particle."""
-        space = search_grid(particles.grid, search_rings(model), self.max_shift)
-        poses = search(particles, model, space, _CANDIDATES, self.mirrors)
-        return refine(particles, model, poses, space, mirrors=self.mirrors)
+    def seed(self, particles, count) -> State:
+        """Start from single particles, chosen at random."""
+        xp = array_module(particles.samples)
+        chosen = self.rng.choice(len(particles), min(count, len(particles)), replace=False)
+        some = particles.take(xp.asarray(chosen))
+        model = fit_model(some.coefficients, some.ctf2, particles, signal=signal_power(particles))
+        membership = xp.zeros((len(particles), len(chosen)), dtype=np.float32)
+        membership[xp.asarray(chosen), xp.arange(len(chosen))] = 1.0
+        return State(model, self.assign(particles, model, membership), membership)
 
-    def readjust(self, particles, model, poses) -> Poses:
-        """Poses near those of a previous model whose classes had the same numbers."""
+    def assign(self, particles, model, membership=None, previous=None) -> Poses:
+        """Poses of the few best classes of each particle.
+
+        Parameters
+        ----------
+        particles : PreparedParticles
+        model : ClassModel
+        membership : (m, C) array, optional
+            As `Sums` has it.
+        previous : Poses, optional
+            Of a model whose classes had the same numbers; the best one of each particle is tried again.
+        """
         space = search_grid(particles.grid, search_rings(model), self.max_shift)
-        return refine(particles, model, poses, space, rounds=1, mirrors=self.mirrors)
+        poses = search(particles, model, space, _CANDIDATES, membership, self.mirrors)
+        if previous is not None:
+            poses = poses.joined(previous.best())
+        return refine(particles, model, poses, space, membership)
 
     def sums(self, particles, model, poses, temperature=1.0) -> Sums:
         """Sums over aligned particles, each shared between its classes by the likelihood at a temperature."""
-        xp, grid = array_module(particles.samples), particles.grid
-        weight = xp.exp((poses.score - poses.score[:, :1]) / temperature)
+        xp, grid, count = array_module(particles.samples), particles.grid, len(model)
+        weight = xp.exp((poses.score - poses.score[:, :1]) / np.float32(temperature))
         weight = weight / weight.sum(axis=1, keepdims=True)
         rows, columns = xp.nonzero(weight > _LEAST_WEIGHT)
-        weight = weight[rows, columns]
-        template = poses.template[rows, columns]
-        aligned = align(particles, rows, poses.theta[rows, columns], poses.shift[rows, columns], template >= len(model))
-        classes = template % len(model)
-        share = xp.zeros((len(model), len(rows)), dtype=np.float32)
-        share[classes, xp.arange(len(rows))] = weight
-        numerator = (share @ aligned.reshape(len(rows), -1)).reshape((len(model),) + aligned.shape[1:])
-        cross = (aligned.real * model.averages.real[classes] + aligned.imag * model.averages.imag[classes])
+        weight, label = weight[rows, columns], poses.label[rows, columns]
+        aligned = align(particles, rows, *(a[rows, columns] for a in (poses.theta, poses.shift, poses.mirrored)))
+        share = xp.zeros((count, len(rows)), dtype=np.float32)
+        share[label, xp.arange(len(rows))] = weight
+        numerator = (share @ aligned.reshape(len(rows), -1)).reshape((count,) + aligned.shape[1:])
+        cross = aligned.real * model.averages.real[label] + aligned.imag * model.averages.imag[label]
         cross = cross @ xp.asarray(grid.harmonic_weights.astype(np.float32))
-        misfit = particles.energy[rows] - 2 * cross + particles.ctf2[rows] * model.energy[classes]
+        misfit = particles.energy[rows] - 2 * cross + particles.ctf2[rows] * model.energy[label]
         residual = to_host((weight[:, None] * misfit).sum(axis=0)).astype(np.float64) / len(particles)
+        membership = xp.zeros((len(particles), count), dtype=np.float32)
+        membership[rows, label] = weight
         residual = np.clip(residual / particles.noise_energy, 0.8, 5.0)
-        return Sums(numerator.astype(np.complex64), share @ particles.ctf2[rows], residual)
+        return Sums(numerator.astype(np.complex64), share @ particles.ctf2[rows], residual, membership)
 
-    def iterate(self, particles, state: State, iterations, temperature=1.0, exhaustive=True) -> State:
-        """Expectation-maximisation steps on one set of particles."""
+    def iterate(self, particles, state: State, iterations, temperature=1.0) -> State:
+        """Expectation-maximisation steps on one set of particles; the best state that they pass through."""
+        best = None
         for _ in range(iterations):
             sums = self.sums(particles, state.model, state.poses, temperature)
-            model = fit_model(sums.numerator, sums.denominator, particles, sums.residual)
-            if exhaustive:
-                poses = self.assign(particles, model)
-            else:
-                poses = self.readjust(particles, model, state.poses)
-            state = State(model, poses)
+            model = model_of(particles, sums, state.poses)
+            state = State(model, self.assign(particles, model, sums.membership, state.poses), sums.membership)
+            if best is None or state.objective > best.objective:
+                best = state
+        return best
+
+    def shrink(self, particles, state: State, count) -> State:
+        """Take away the classes without which the particles would lose least, until `count` are left."""
+        keep = most_useful(to_host(state.poses.label), to_host(state.poses.score), len(state.model), count)
+        keep = array_module(state.poses.score).asarray(keep)
+        model, membership = state.model.take(keep), state.membership[:, keep]
+        return State(model, self.assign(particles, model, membership), membership)
+
+    def grow(self, particles, state: State, count) -> State:
+        """Add up to `count` classes, each made of the worse fitting half of an old one."""
+        xp, total = array_module(state.poses.score), len(state.model)
+        rows = xp.arange(len(particles))
+        expected = 0.5 * (particles.ctf2 @ (state.model.weights * state.model.energy).T)
+        deficit = to_host(expected[rows, state.poses.label[:, 0]] - state.poses.score[:, 0])
+        label = state.labels.copy()
+        parents = []
+        for parent in self._misfits(label, deficit, total, count):
+            members = np.flatnonzero(label == parent)
+            worse = members[np.argsort(-deficit[members])[: len(members) // 2]]
+            label[worse] = total + len(parents)
+            parents.append(parent)
+        model = state.model.take(xp.asarray(np.concatenate([np.arange(total), parents]).astype(np.int64)))
+        poses = dataclasses.replace(state.poses.best(), label=xp.asarray(label)[:, None])
+        sums = self.sums(particles, model, poses)
+        model = model_of(particles, sums, poses)
+        return State(model, self.assign(particles, model, sums.membership), sums.membership)
+
+    def _misfits(self, label, deficit, total, count):
+        """Classes drawn with odds that grow with how much their members miss of the score that they should have."""
+        missing = np.bincount(label, np.maximum(deficit, 0.0), minlength=total)
+        missing[np.bincount(label, minlength=total) < 4] = 0.0
+        possible = np.flatnonzero(missing)
+        count = min(count, len(possible))
+        odds = missing[possible] ** 2
+        return self.rng.choice(possible, count, replace=False, p=odds / odds.sum()) if count else possible
+
+    def breathe(self, particles, state: State, count, rounds, report) -> State:
+        """Split and merge while it helps; `report` is called after each round."""
+        breath = max(1, count // 3)
+        for _ in range(rounds):
+            used = int((np.bincount(state.labels, minlength=1) > 0).sum())
+            trial = self.grow(particles, self.shrink(particles, state, used), breath + count - used)
+            trial = self.iterate(particles, trial, 2)
+            if len(trial.model) > count:
+                trial = self.shrink(particles, trial, count)
+            trial = self.iterate(particles, trial, 2)
+            gain = trial.objective - state.objective
+            state = trial if gain > 0 else state
+            report(state)
+            if gain < 1e-3 * abs(state.objective):
+                if breath == 1:
+                    break
+                breath //= 2
         return state
+
+
+def model_of(particles, sums, poses) -> ClassModel:
+    """Model of sums, with its averages centred."""
+    numerator = shift_coefficients(sums.numerator, -decentring(poses, len(sums.numerator)), particles.grid)
+    return fit_model(numerator, sums.denominator, particles, sums.residual)
 
 
 def align(particles, rows, theta, shift, mirrored):
@@ -137,8 +223,54 @@ def align(particles, rows, theta, shift, mirrored):
     return result
 
 
+def decentring(poses, count):
+    """How far (count, 2) each average lies from where it should, (y, x) px.
+
+    The particles of a class have no common offset in their own frames, so the mean of the shifts that act after the
+    turns is the offset of the average. An average off the centre would put some of its particles out of reach.
+    """
+    xp = array_module(poses.score)
+    shift = to_average_frame(poses.shift[:, 0], poses.theta[:, 0], poses.mirrored[:, 0])
+    member = (poses.label[None, :, 0] == xp.arange(count)[:, None]).astype(np.float32)
+    return member @ shift / (member.sum(axis=1, keepdims=True) + 1.0)
+
+
+def shift_coefficients(coefficients, shifts, grid):
+    """Harmonics (C, K, Q) of images shifted by `shifts` (C, 2), (y, x) px."""
+    return angular_coefficients(shift_samples(samples_from_coefficients(coefficients, grid), shifts, grid), grid)
+
+
 def search_rings(model, share=0.9) -> int:
-    """Rings that hold `share` of the expected score, which the exhaustive search therefore needs."""
+    """Rings that hold `share` of the expected score, which the exhaustive search therefore needs; 6 to 16."""
     gain = to_host((model.weights * model.energy * model.denominator).sum(axis=0)).astype(np.float64)
     gain = np.cumsum(gain) / max(gain.sum(), 1e-30)
     return int(np.clip(np.searchsorted(gain, share) + 1, min(6, len(gain)), min(16, len(gain))))
+
+
+def most_useful(label, score, total, count) -> np.ndarray:
+    """Which classes to keep.
+
+    Parameters
+    ----------
+    label, score : (m, L) host arrays
+        The best classes of each particle, best first.
+    total, count : int
+        Number of classes, and how many to keep.
+
+    Returns
+    -------
+    (count,) int64 array, ascending
+    """
+    keep = np.ones(total, dtype=bool)
+    score = score.astype(np.float64)
+    floor = np.where(np.isfinite(score), score, np.inf).min(axis=1, keepdims=True)
+    for _ in range(total - count):
+        # A particle without another candidate loses what lies between its first one and its last one.
+        left = np.where(keep[label] & np.isfinite(score), score, floor)
+        first = left.argmax(axis=1)[:, None]
+        best = np.take_along_axis(left, first, 1)[:, 0]
+        np.put_along_axis(left, first, floor, 1)
+        loss = np.bincount(np.take_along_axis(label, first, 1)[:, 0], best - left.max(axis=1), minlength=total)
+        loss[~keep] = np.inf
+        keep[np.argmin(loss)] = False
+    return np.flatnonzero(keep)

@@ -145,6 +145,8 @@ class ClassModel:
         w of the module's formula, over the noise.
     energy, log_terms : (C, K) float32 arrays
         Squared norm of each ring of the averages, and the terms of the formula that no particle changes.
+    echo : (C, K) float32 array
+        What a particle's own noise adds to its score with an average that it is part of, for a CTF of 1.
     """
 
     grid: PolarGrid
@@ -156,32 +158,41 @@ class ClassModel:
     weights: Any
     energy: Any
     log_terms: Any
+    echo: Any
 
     def __len__(self):
         return len(self.numerator)
 
     def take(self, classes) -> ClassModel:
         """The model of some of the classes."""
-        names = ("numerator", "denominator", "averages", "weights", "energy", "log_terms")
+        names = ("numerator", "denominator", "averages", "weights", "energy", "log_terms", "echo")
         return dataclasses.replace(self, **{name: getattr(self, name)[classes] for name in names})
 
-    def templates(self, mirrors=False):
-        """Weighted averages (E, K, Q) complex64 whose product with a particle's harmonics is the first term of L.
+    def offsets(self, particles, membership=None, n_rings=None):
+        """The terms of L that do not depend on the pose.
 
-        Template e is class ``e % C``; those from C on are the mirrored ones.
+        Parameters
+        ----------
+        particles : PreparedParticles
+        membership : (m, C) float32 array, optional
+            Share that each particle had in the sums of each class. Its own noise, which it finds again there, is
+            taken off.
+        n_rings : int, optional
+            Sum over the first rings only.
+
+        Returns
+        -------
+        (m, C) float32 array
         """
-        xp = array_module(self.averages)
-        direct = self.averages * self.weights[:, :, None]
-        return xp.concatenate([direct, direct.conj()]) if mirrors else direct
-
-    def offsets(self, particles, n_rings=None):
-        """The terms of L (m, C) that do not depend on the pose, summed over the first `n_rings` rings."""
         xp = array_module(self.averages)
         rings = slice(0, n_rings)
         misfit = particles.ctf2[:, rings] @ (self.weights * self.energy)[:, rings].T
         spread = xp.asarray((1.0 / self.noise).astype(np.float32)) - self.weights
         unexplained = particles.energy[:, rings] @ spread[:, rings].T
-        return 0.5 * (unexplained - misfit) + self.log_terms[:, rings].sum(axis=-1)
+        result = 0.5 * (unexplained - misfit) + self.log_terms[:, rings].sum(axis=-1)
+        if membership is not None:
+            result = result - membership * (particles.ctf2[:, rings] @ self.echo[:, rings].T)
+        return result
 
 
 def fit_model(numerator, denominator, particles, noise=None, signal=None) -> ClassModel:
@@ -211,6 +222,7 @@ def fit_model(numerator, denominator, particles, noise=None, signal=None) -> Cla
     averages = numerator * xp.asarray(shrink.astype(np.float32))[:, :, None]
     ctf2 = to_host(particles.ctf2.mean(axis=0)).astype(np.float64)
     predictive = noise * (1.0 + ctf2 * shrink)
+    echo = shrink * noise_energy / predictive
     return ClassModel(
         grid=grid,
         numerator=numerator,
@@ -221,6 +233,7 @@ def fit_model(numerator, denominator, particles, noise=None, signal=None) -> Cla
         weights=xp.asarray((1.0 / predictive).astype(np.float32)),
         energy=ring_energy(averages, grid),
         log_terms=xp.asarray((-0.5 * particles.noise_energy * np.log(predictive / noise)).astype(np.float32)),
+        echo=xp.asarray(echo.astype(np.float32)),
     )
 
 

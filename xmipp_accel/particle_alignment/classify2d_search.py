@@ -31,8 +31,9 @@ class Poses:
 
     Attributes
     ----------
-    template : (m, L) int64 array
-        As `ClassModel.templates` numbers them; every class occurs at most once for a particle.
+    label : (m, L) int64 array
+        Class, from 0; each one has a finite score once at most for a particle.
+    mirrored : (m, L) bool array
     theta : (m, L) float32 array
         Radians.
     shift : (m, L, 2) float32 array
@@ -41,19 +42,34 @@ class Poses:
         Log-likelihood L.
     """
 
-    template: Any
+    label: Any
+    mirrored: Any
     theta: Any
     shift: Any
     score: Any
 
-    def sorted(self) -> Poses:
-        """Best first."""
+    def best(self) -> Poses:
+        """The first pose of each particle."""
+        return Poses(*(getattr(self, field.name)[:, :1] for field in dataclasses.fields(self)))
+
+    def joined(self, other: Poses) -> Poses:
+        """These poses and those of `other`."""
+        xp = array_module(self.score)
+        names = [field.name for field in dataclasses.fields(self)]
+        return Poses(*(xp.concatenate([getattr(self, name), getattr(other, name)], axis=1) for name in names))
+
+    def ranked(self) -> Poses:
+        """Best first; of several poses in one class all but the best lose their score."""
         xp = array_module(self.score)
         order = xp.argsort(-self.score, axis=1)
-        fields = {
-            name: xp.take_along_axis(getattr(self, name), order, 1) for name in ("template", "theta", "score")
-        }
-        return Poses(shift=xp.take_along_axis(self.shift, order[..., None], 1), **fields)
+        label, mirrored, theta, score = (
+            xp.take_along_axis(array, order, 1) for array in (self.label, self.mirrored, self.theta, self.score)
+        )
+        again = xp.zeros(label.shape, dtype=bool)
+        for i in range(1, label.shape[1]):
+            again[:, i] = (label[:, :i] == label[:, i : i + 1]).any(axis=1)
+        score = xp.where(again, np.float32(-np.inf), score)
+        return Poses(label, mirrored, theta, xp.take_along_axis(self.shift, order[..., None], 1), score)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,7 +107,7 @@ def search_grid(grid: PolarGrid, n_rings: int, max_shift: float) -> SearchGrid:
     return SearchGrid(n_rings, n_harmonics, 2 * math.ceil(1.15 * n_harmonics), shifts[inside], step)
 
 
-def search(particles, model, space: SearchGrid, count: int, mirrors: bool = False) -> Poses:
+def search(particles, model, space: SearchGrid, count: int, membership=None, mirrors=False) -> Poses:
     """Best pose for each of the `count` best classes of every particle, to the precision of the grid.
 
     Parameters
@@ -114,7 +130,7 @@ def search(particles, model, space: SearchGrid, count: int, mirrors: bool = Fals
     n_classes, n_shifts = len(model), len(space.shifts)
     n_sets = 2 if mirrors else 1
     cosine, sine = _turn_matrices(space, xp)
-    offsets = model.offsets(particles, space.n_rings)
+    offsets = model.offsets(particles, membership, space.n_rings)
     count = min(count, n_classes)
     block = max(1, _BLOCK_BYTES // (8 * space.n_harmonics * templates.shape[-1]))
     parts = []
@@ -137,16 +153,15 @@ def search(particles, model, space: SearchGrid, count: int, mirrors: bool = Fals
         turn = xp.where(turn < half, turn, half - turn)
         theta = turn * (2 * math.pi / space.n_turns)
         shift = _to_particle_frame(xp.asarray(space.shifts)[place % n_shifts], theta, place >= n_shifts)
-        template = top + n_classes * (place // n_shifts)
-        parts.append((template, theta, shift, xp.take_along_axis(score, top, 1)))
-    template, theta, shift, score = (xp.concatenate(column) for column in zip(*parts))
-    return Poses(template, theta.astype(np.float32), shift.astype(np.float32), score.astype(np.float32))
+        parts.append((top, place >= n_shifts, theta, shift, xp.take_along_axis(score, top, 1)))
+    label, mirrored, theta, shift, score = (xp.concatenate(column) for column in zip(*parts))
+    return Poses(label, mirrored, theta.astype(np.float32), shift.astype(np.float32), score.astype(np.float32))
 
 
 def _shifted_templates(model, space, mirrors):
     """Conjugated templates, shifted back, (Q, K, sets * S * C) complex64, times the harmonics' weights."""
     xp, grid = array_module(model.averages), model.grid
-    samples = samples_from_coefficients(model.templates(), grid)[:, : space.n_rings]
+    samples = samples_from_coefficients(model.averages * model.weights[:, :, None], grid)[:, : space.n_rings]
     phases = shift_phases(grid, -space.shifts, xp)[:, : space.n_rings]
     shifted = angular_coefficients(samples[None] * phases[:, None], grid)[..., : space.n_harmonics]
     # The shift is applied after mirroring, so a mirrored template is the conjugate of a shifted one.
@@ -193,36 +208,33 @@ def shift_samples(samples, shifts, grid):
     return result
 
 
-def refine(particles, model, poses: Poses, space: SearchGrid, rounds: int = 2, mirrors: bool = False) -> Poses:
+def refine(particles, model, poses: Poses, space: SearchGrid, membership=None, rounds=2) -> Poses:
     """Poses to a fraction of the grid's step, with scores of all rings, best first.
 
-    Each round fits a parabola to the scores of 5 x 5 shifts around the pose, then one to those of 13 turns; the next
-    round's steps are a third as wide.
+    Each round fits a parabola to the scores of 5 x 5 shifts around the pose, then one to those of 13 turns; the
+    next round's steps are a third as wide.
     """
-    xp = array_module(particles.samples)
-    templates = model.templates(mirrors)
-    count = poses.template.shape[1]
-    offsets = xp.take_along_axis(model.offsets(particles), poses.template % len(model), 1).reshape(-1)
-    template, theta = poses.template.reshape(-1), poses.theta.reshape(-1)
-    shift, rows = poses.shift.reshape(-1, 2), xp.arange(len(template)) // count
-    block = max(1, _BLOCK_BYTES // (8 * particles.samples[0].size * 4)) if len(template) else 1
+    xp, shape = array_module(particles.samples), poses.label.shape
+    templates = model.averages * model.weights[:, :, None]
+    label, mirrored, theta = (array.reshape(-1) for array in (poses.label, poses.mirrored, poses.theta))
+    shift, rows = poses.shift.reshape(-1, 2), xp.arange(label.size) // shape[1]
+    block = max(1, _BLOCK_BYTES // (32 * particles.samples[0].size)) if label.size else 1
     parts = []
-    for first in range(0, len(template), block):
+    for first in range(0, label.size, block):
         part = slice(first, first + block)
-        chosen = particles.samples[rows[part]]
-        parts.append(
-            _refine_pairs(chosen, templates, template[part], theta[part], shift[part], space, model.grid, rounds)
-        )
+        chosen = templates[label[part]]
+        chosen = xp.where(mirrored[part, None, None], chosen.conj(), chosen)
+        samples = particles.samples[rows[part]]
+        parts.append(_refine_pairs(samples, chosen, theta[part], shift[part], space, model.grid, rounds))
     theta, shift, score = (xp.concatenate(column) for column in zip(*parts))
-    shape = poses.template.shape
-    score = (score + offsets).astype(np.float32).reshape(shape)
-    return Poses(poses.template, theta.reshape(shape), shift.reshape(shape + (2,)), score).sorted()
+    offsets = xp.take_along_axis(model.offsets(particles, membership), poses.label, 1)
+    score = (score.reshape(shape) + offsets).astype(np.float32)
+    return Poses(poses.label, poses.mirrored, theta.reshape(shape), shift.reshape(shape + (2,)), score).ranked()
 
 
-def _refine_pairs(samples, templates, template, theta, shift, space, grid, rounds):
+def _refine_pairs(samples, chosen, theta, shift, space, grid, rounds):
     xp = array_module(samples)
     step, turn_step = space.step / 3.0, 2 * math.pi / space.n_turns / 4.0
-    chosen = templates[template]
     q = xp.arange(grid.n_harmonics, dtype=np.float32)
     weights = xp.asarray(grid.harmonic_weights.astype(np.float32))
     for _ in range(rounds):
