@@ -6,7 +6,7 @@ import os
 from collections import defaultdict
 from pathlib import Path
 
-from pwem.objects import SetOfClasses2D, SetOfParticles, Transform, Volume
+from pwem.objects import SetOfAverages, SetOfClasses2D, SetOfParticles, Transform, Volume
 from pwem.protocols import ProtAlign2D
 from pyworkflow import PROD
 from pyworkflow.protocol import params
@@ -55,6 +55,7 @@ class XmippAccelProtAlignSignificant(ProtAlign2D):
     _label = "align significant"
     _devStatus = PROD
     stepsExecutionMode = STEPS_SERIAL
+    _possibleOutputs = {"outputParticles": SetOfParticles, "outputAverages": SetOfAverages}
 
     def _defineAlignParams(self, form):
         form.addParam(

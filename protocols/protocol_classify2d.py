@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pwem.objects import SetOfClasses2D, Transform
+from pwem.objects import SetOfAverages, SetOfClasses2D, Transform
 from pwem.protocols import ProtClassify2D
 from pyworkflow import PROD
 from pyworkflow.protocol import params
@@ -37,6 +37,7 @@ class XmippAccelProtClassify2D(ProtClassify2D):
     _label = "2D classification"
     _devStatus = PROD
     stepsExecutionMode = STEPS_SERIAL
+    _possibleOutputs = {"outputClasses": SetOfClasses2D, "outputAverages": SetOfAverages}
 
     def _defineParams(self, form):
         form.addSection(label="Input")

@@ -28,6 +28,7 @@ class XmippAccelProtImportParticles(EMProtocol):
     _label = "import particles"
     _devStatus = PROD
     stepsExecutionMode = STEPS_SERIAL
+    _possibleOutputs = {"outputParticles": SetOfParticles}
 
     def _defineParams(self, form):
         form.addSection(label="Import")

@@ -45,6 +45,7 @@ class XmippAccelProtReconstructFourier(ProtReconstruct3D):
     _label = "reconstruct fourier"
     _devStatus = PROD
     stepsExecutionMode = STEPS_SERIAL
+    _possibleOutputs = {"outputVolume": Volume, "outputFSC": FSC}
 
     def _defineParams(self, form):
         form.addSection(label="Input")

@@ -105,6 +105,7 @@ def movies(folder):
     micrographs.write()
     protocol.outputMicrographs = micrographs
     protocol._outputs.set(["outputMovies", "outputMicrographs"])
+    protocol._useOutputList.set(True)
     return opened(viewers.XmippAccelMovieAlignmentViewer, protocol, folder), result
 
 
