@@ -214,7 +214,7 @@ def test_a_missing_stack_leaves_nothing_behind(plain, tmp_path):
 
 def test_real_particles_give_maps(tmp_path):
     particles = read_particles(shared_path("data/particles/relion31.star"))
-    result, full, half1, half2 = _run(particles, tmp_path)
+    result, full, half1, half2 = _run(particles, tmp_path, max_resolution=20.0)
     assert result.ctf == "weight" and result.particles == len(particles)
     assert result.particles_half1 + result.particles_half2 == len(particles) and result.resolution > 0
     assert all(np.isfinite(volume).all() and volume.std() > 0 for volume in (full, half1, half2))

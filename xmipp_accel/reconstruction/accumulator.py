@@ -13,7 +13,7 @@ from xmipp_accel.errors import ParameterError, ProcessingError
 from xmipp_accel.numerics.symmetry import symmetry_matrices
 from xmipp_accel.reconstruction import insert
 from xmipp_accel.reconstruction.blob import blob_table
-from xmipp_accel.reconstruction.finish import finish
+from xmipp_accel.reconstruction.finish import join_sides, make_map
 from xmipp_accel.reconstruction.geometry import plan_geometry
 from xmipp_accel.reconstruction.optics import CTF_MODES
 from xmipp_accel.reconstruction.shift import shift_bspline
@@ -86,8 +86,8 @@ class FourierAccumulator:
     def footprint(self) -> int:
         """Bytes that the sums and the most demanding moment of finishing take."""
         voxels = int(np.prod(self.geometry.accumulator_shape[:3], dtype=np.int64))
-        sums = 16 * voxels * (3 if self.parameters.halves else 1)
-        return sums + voxels * (40 + (24 if len(self._permutations) > 1 else 0))
+        sums = 16 * (2 if self.parameters.halves else 1) * voxels
+        return sums + voxels * (44 if len(self._permutations) > 1 else 16)
 
     def batch_size(self) -> int:
         """How many images one call of :meth:`insert` should get."""
@@ -199,10 +199,9 @@ class FourierAccumulator:
             raise ProcessingError(f"reconstruction: expected images in every half, found {self.counts}")
         sums, self._sums = self._sums, None
         with self.device.activate():
+            sums = [join_sides(part, self.parameters, self._permutations) for part in sums]
+            maps = [make_map(part, self.geometry, self.parameters) for part in sums]
             if len(sums) == 1:
-                return Maps(self._finish(sums[0]), None, None)
-            full = self._finish(sums[0] + sums[1])
-            return Maps(full, self._finish(sums[0]), self._finish(sums[1]))
-
-    def _finish(self, sums):
-        return finish(sums, self.geometry, self.parameters, self._permutations)
+                return Maps(maps[0], None, None)
+            sums[0] += sums.pop()
+            return Maps(make_map(sums[0], self.geometry, self.parameters), *maps)

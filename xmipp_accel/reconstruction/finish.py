@@ -13,68 +13,70 @@ FLOOR = 1e-3  # of a shell's mean weight: what has less is damped, as in RELION
 XMIPP_LEAST_WEIGHT = 1e-3
 
 
-def finish(accumulator, geometry: Geometry, parameters, permutations):
-    """Map from the sums of one half or of all particles.
+def join_sides(sums, parameters, permutations):
+    """Sums that count each sample and each symmetry operator.
+
+    Linear in the sums, so that those of the halves may be added afterwards.
 
     Parameters
     ----------
-    accumulator : float32 array of ``geometry.accumulator_shape``
+    sums : float32 array of ``Geometry.accumulator_shape``
         Changed in place.
     permutations : (h, 3, 3) int64 array
         Symmetry operators still to be applied.
 
     Returns
     -------
-    (box, box, box) float32 array on the same device
+    array like `sums`
     """
     if parameters.method == "xmipp_fast":
-        accumulator = _spread(accumulator, parameters)
-    complete_plane(accumulator)
-    accumulator = apply_permutations(accumulator, permutations)
-    transform = _divide(accumulator, geometry, parameters)
-    volume = _to_real_space(transform, geometry)
-    return volume / _apodisation(geometry, parameters, array_module(volume))
+        sums = _spread(sums, parameters)
+    complete_plane(sums)
+    return apply_permutations(sums, permutations)
 
 
-def _divide(accumulator, geometry, parameters):
-    """Weighted mean of the samples, complex64 (2 c + 1, 2 c + 1, c + 1)."""
-    xp = array_module(accumulator)
-    transform = xp.empty(accumulator.shape[:3], dtype=xp.complex64)
-    like_xmipp = parameters.method != "direct" and parameters.wiener == 0
-    means = None if like_xmipp else _shell_means(accumulator)
-    for planes in _chunks(accumulator):
-        part = accumulator[planes]
-        weight = part[..., 2]
-        if like_xmipp:
-            divisor = xp.maximum(weight, XMIPP_LEAST_WEIGHT)
-            used = weight > XMIPP_LEAST_WEIGHT
-        else:
-            squares = _squares(accumulator, planes)
-            mean = means[_shells(squares)]
-            divisor = xp.maximum(weight + parameters.wiener * mean, FLOOR * mean)
-            used = (divisor > 0) & (squares <= geometry.limit + 0.5)
-            divisor = divisor + ~used
-        gain = used / divisor
-        transform.real[planes] = part[..., 0] * gain
-        transform.imag[planes] = part[..., 1] * gain
-    return transform
+def make_map(sums, geometry: Geometry, parameters):
+    """Map of joined sums.
+
+    The transform is divided by its weights and brought to real space in chunks, since a padded map of a large box
+    would take several times the memory of the sums.
+
+    Returns
+    -------
+    (box, box, box) float32 array on the same device
+    """
+    xp = array_module(sums)
+    means = None if _like_xmipp(parameters) else _shell_means(sums)
+    slabs = xp.empty((geometry.box,) + sums.shape[1:3], dtype=xp.complex64)
+    for rows in _chunks(xp, sums.shape[1], sums.shape[0] * sums.shape[2]):
+        mean = _divide(sums[:, rows], _squares(sums, slice(None), rows), means, geometry, parameters)
+        slabs[:, rows] = _cut_inverse(mean, 0, geometry)
+    fft, kept = fft_module(sums), _kept(geometry, xp)
+    volume = xp.empty((geometry.box,) * 3, dtype=xp.float32)
+    for planes in _chunks(xp, geometry.box, slabs[0].size):
+        lines = _cut_inverse(slabs[planes], 1, geometry)
+        volume[planes] = xp.take(fft.irfft(lines, n=geometry.padded, axis=2), kept, axis=2)
+    volume /= _apodisation(geometry, parameters, xp)
+    return volume
 
 
-def _chunks(accumulator):
-    """Slices of planes small enough to stay in a processor's cache, and few enough for a GPU."""
-    plane = accumulator[0].size // 4
-    budget = 1 << 17 if array_module(accumulator) is np else 1 << 24
-    step = max(1, budget // plane)
-    return [slice(first, first + step) for first in range(0, len(accumulator), step)]
+def _like_xmipp(parameters):
+    return parameters.method != "direct" and parameters.wiener == 0
 
 
-def _squares(accumulator, planes):
-    """Squared radius of the voxels of some planes, float32."""
-    xp = array_module(accumulator)
-    centre = accumulator.shape[2] - 1
+def _chunks(xp, length, size):
+    """Slices of `length` items of `size` voxels: few voxels for a processor's cache, many for a GPU."""
+    step = max(1, (1 << 19 if xp is np else 1 << 25) // size)
+    return [slice(first, min(first + step, length)) for first in range(0, length, step)]
+
+
+def _squares(sums, planes, rows):
+    """Squared radius of the voxels of some planes and rows, float32."""
+    xp = array_module(sums)
+    centre = sums.shape[2] - 1
     full = (xp.arange(2 * centre + 1) - centre).astype(xp.float32) ** 2
     half = xp.arange(centre + 1).astype(xp.float32) ** 2
-    return full[planes, None, None] + full[None, :, None] + half[None, None, :]
+    return full[planes, None, None] + full[None, rows, None] + half[None, None, :]
 
 
 def _shells(squares):
@@ -82,16 +84,31 @@ def _shells(squares):
     return xp.rint(xp.sqrt(squares)).astype(xp.int64)
 
 
-def _shell_means(accumulator):
+def _shell_means(sums):
     """Mean weight of each rounded radius, float32."""
-    xp = array_module(accumulator)
-    size = 2 * accumulator.shape[2] + 1
+    xp = array_module(sums)
+    size = 2 * sums.shape[2] + 1
     total, count = xp.zeros(size), xp.zeros(size)
-    for planes in _chunks(accumulator):
-        shells = _shells(_squares(accumulator, planes)).ravel()
-        total += xp.bincount(shells, accumulator[planes][..., 2].ravel(), size)
+    for planes in _chunks(xp, sums.shape[0], sums.shape[1] * sums.shape[2]):
+        shells = _shells(_squares(sums, planes, slice(None))).ravel()
+        total += xp.bincount(shells, sums[planes][..., 2].ravel(), size)
         count += xp.bincount(shells, minlength=size)
     return (total / xp.maximum(count, 1)).astype(xp.float32)
+
+
+def _divide(sums, squares, means, geometry, parameters):
+    """Weighted mean of the samples in part of a volume, complex64."""
+    xp = array_module(sums)
+    weight = sums[..., 2]
+    if _like_xmipp(parameters):
+        divisor = xp.maximum(weight, XMIPP_LEAST_WEIGHT)
+        used = weight > XMIPP_LEAST_WEIGHT
+    else:
+        mean = means[_shells(squares)]
+        divisor = xp.maximum(weight + parameters.wiener * mean, FLOOR * mean)
+        used = (divisor > 0) & (squares <= geometry.limit + 0.5)
+        divisor = divisor + ~used
+    return (sums[..., 0] + xp.complex64(1j) * sums[..., 1]) * (used / divisor)
 
 
 def _spread(accumulator, parameters):
@@ -119,23 +136,23 @@ def _overlap(step, size):
     return slice(max(-step, 0), size - max(step, 0)), slice(max(step, 0), size - max(-step, 0))
 
 
-def _to_real_space(transform, geometry):
-    """Inverse FFT of the centred half transform, cut to the box; the origin moves to ``box // 2``."""
+def _kept(geometry, xp):
+    """Where the box lies along an axis of the padded map, whose origin is sample 0."""
+    return xp.asarray((np.arange(geometry.box) - geometry.box // 2) % geometry.padded)
+
+
+def _cut_inverse(transform, axis, geometry):
+    """Inverse FFT along a centred `axis` on the padded grid, cut to the box with the origin at ``box // 2``."""
     xp, fft = array_module(transform), fft_module(transform)
-    box, padded, centre = geometry.box, geometry.padded, geometry.centre
-    kept = xp.asarray((np.arange(box) - box // 2) % padded)
-    for axis in (0, 1):
-        shape = list(transform.shape)
-        shape[axis] = padded
-        spectrum = xp.zeros(shape, dtype=xp.complex64)
-        moved, source = xp.moveaxis(spectrum, axis, 0), xp.moveaxis(transform, axis, 0)
-        positive = min(centre, padded // 2)
-        negative = min(centre, (padded - 1) // 2)
-        moved[: positive + 1] = source[centre : centre + positive + 1]
-        if negative:
-            moved[-negative:] = source[centre - negative : centre]
-        transform = xp.take(fft.ifft(spectrum, axis=axis, overwrite_x=True), kept, axis=axis)
-    return xp.take(fft.irfft(transform, n=padded, axis=2), kept, axis=2).astype(xp.float32)
+    padded, centre = geometry.padded, geometry.centre
+    shape = list(transform.shape)
+    shape[axis] = padded
+    spectrum = xp.zeros(shape, dtype=xp.complex64)
+    moved, source = xp.moveaxis(spectrum, axis, 0), xp.moveaxis(transform, axis, 0)
+    positive, negative = min(centre, padded // 2), min(centre, (padded - 1) // 2)
+    moved[: positive + 1] = source[centre : centre + positive + 1]
+    moved[padded - negative :] = source[centre - negative : centre]
+    return xp.take(fft.ifft(spectrum, axis=axis, overwrite_x=True), _kept(geometry, xp), axis=axis)
 
 
 def _apodisation(geometry, parameters, xp):
