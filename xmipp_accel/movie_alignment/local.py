@@ -62,17 +62,20 @@ def align_locally(images, times, grid, whole, parameters, sampling_rate, lengths
     LocalAlignment
     """
     groups = frame_groups(len(images), parameters.group_frames)
-    model = LocalModel(n_control, lengths, grid.positions, [times[g].mean() for g in groups])
+    edges = tuple(grid.size * p for p in grid.pixel)
+    centres = [times[g].mean() for g in groups]
+    model = LocalModel(n_control, lengths, grid.positions, edges, centres)
     shifts, points, spectrum = np.array(whole.shifts), np.zeros((*n_control, 2)), whole.spectrum
-    stiffness, gain, residual = Stiffness(), 0.0, 0.0
+    stiffness, gain, residual = Stiffness(1.0, 1.0), 0.0, 0.0
     for resolution in ROUNDS:
         field = shifts[:, None] + _at_patches(points, grid, times, lengths)
         weight = _weight(spectrum, sampling_rate, parameters.max_resolution, resolution)
         found = measure_patches(images, grid, field, groups, weight, _reach(resolution, sampling_rate))
-        values = found.shifts + model.predict(points)
+        values = found.shifts + _at_patches(points, grid, centres, lengths).swapaxes(0, 1)
         information = np.diagonal(found.information, axis1=2, axis2=3)
         information = information * robust_factors(_centred(found.shifts, information), information)[..., None]
-        stiffness, gain = model.choose_stiffness(values, information)
+        if not resolution:
+            stiffness, gain = model.choose_stiffness(values, information)
         points = model.fit(values, information, stiffness)
         misfit = _centred(values - model.predict(points), information)
         residual = float(np.sqrt((information * misfit**2).sum() / max(information.sum(), 1e-300)))

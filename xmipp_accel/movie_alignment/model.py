@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 
 import numpy as np
+import scipy.linalg
 
 from xmipp_accel.numerics import bspline
 
 # Prior standard deviation (px) of the control points' second differences, in space and in time.
-STIFFNESSES = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
+STIFFNESSES = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
 FOLDS = 5
 AMPLITUDE = 30.0
 
@@ -34,16 +34,19 @@ class LocalModel:
         What they cover: frames, height and width.
     positions : ndarray, shape (p, 2)
         Centres (y, x) of the patches.
+    edges : (float, float)
+        Of the patches. What is measured in one is the motion's mean under its window.
     times : ndarray, shape (g,)
         Of the measurements, in frames.
     """
 
-    def __init__(self, n_control, lengths, positions, times):
+    def __init__(self, n_control, lengths, positions, edges, times):
         self.n_control, self.lengths = n_control, lengths
         self.times, self.n_patches = np.asarray(times, dtype=np.float64), len(positions)
         basis_t = bspline.basis_matrix(times, lengths[0], n_control[0])
-        basis_y = bspline.basis_matrix(positions[:, 0], lengths[1], n_control[1])
-        basis_x = bspline.basis_matrix(positions[:, 1], lengths[2], n_control[2])
+        basis_y, basis_x = (
+            _windowed_basis(positions[:, a], edges[a], lengths[a + 1], n_control[a + 1]) for a in (0, 1)
+        )
         basis = np.einsum("gi,pj,pk->pgijk", basis_t, basis_y, basis_x)
         self.design = basis.reshape(self.n_patches, len(times), -1)
         self._mean = np.einsum("pj,pk->jk", basis_y, basis_x).reshape(-1) / self.n_patches
@@ -99,7 +102,7 @@ class LocalModel:
         points = []
         for c in (0, 1):
             matrix, right = self._normal(information[..., c], values[..., c], groups)
-            points.append(np.linalg.solve(matrix + penalty, right))
+            points.append(scipy.linalg.solve(matrix + penalty, right, assume_a="pos"))
         return self._without_mean(np.stack(points, axis=-1)).reshape((*self.n_control, 2))
 
     def _without_mean(self, points):
@@ -124,19 +127,29 @@ class LocalModel:
         folds = [np.arange(k, len(self.times), FOLDS) for k in range(min(FOLDS, len(self.times)))]
         parts = [[self._normal(information[..., c], values[..., c], fold) for fold in folds] for c in (0, 1)]
         reference = self._error(np.zeros_like(values), values, information)
-        best, best_error = Stiffness(), np.inf
-        for space, time in itertools.product(STIFFNESSES, STIFFNESSES):
-            penalty = self._penalty(Stiffness(space, time))
-            prediction = np.zeros_like(values)
-            for c in (0, 1):
-                matrix, right = (sum(part[k] for part in parts[c]) for k in (0, 1))
-                for fold, part in zip(folds, parts[c]):
-                    points = np.linalg.solve(matrix - part[0] + penalty, right - part[1])
-                    prediction[:, fold, c] = self.design[:, fold] @ points
-            error = self._error(prediction, values, information)
-            if error < best_error:
-                best, best_error = Stiffness(space, time), error
-        return best, 1.0 - best_error / reference if reference > 0 else 0.0
+        best = Stiffness(STIFFNESSES[len(STIFFNESSES) // 2], STIFFNESSES[-1])
+        errors = {}
+        for _ in range(3):  # coordinate by coordinate; the error is smooth enough for that
+            start = best
+            for axis in ("space", "time"):
+                trials = [dataclasses.replace(best, **{axis: value}) for value in STIFFNESSES]
+                for trial in trials:
+                    if trial not in errors:
+                        errors[trial] = self._held_out_error(trial, values, information, folds, parts)
+                best = min(trials, key=errors.__getitem__)
+            if best == start:
+                break
+        return best, 1.0 - errors[best] / reference if reference > 0 else 0.0
+
+    def _held_out_error(self, stiffness, values, information, folds, parts):
+        penalty = self._penalty(stiffness)
+        prediction = np.zeros_like(values)
+        for c in (0, 1):
+            matrix, right = (sum(part[k] for part in parts[c]) for k in (0, 1))
+            for fold, part in zip(folds, parts[c]):
+                points = scipy.linalg.solve(matrix - part[0] + penalty, right - part[1], assume_a="pos")
+                prediction[:, fold, c] = self.design[:, fold] @ points
+        return self._error(prediction, values, information)
 
     @staticmethod
     def _error(prediction, values, information):
@@ -144,6 +157,15 @@ class LocalModel:
         total = np.maximum(information.sum(axis=0), 1e-300)
         residual = residual - (information * residual).sum(axis=0) / total
         return float((information * residual**2).sum())
+
+
+def _windowed_basis(centres, edge, length, n_control):
+    """Means of the basis functions under Hann windows of this edge."""
+    offsets = (np.arange(16) + 0.5) / 16
+    window = np.sin(np.pi * offsets) ** 2
+    positions = centres[:, None] + (offsets - 0.5) * edge
+    basis = bspline.basis_matrix(np.clip(positions, 0, length).ravel(), length, n_control)
+    return np.einsum("k,pkn->pn", window / window.sum(), basis.reshape(*positions.shape, n_control))
 
 
 def robust_factors(residuals, information):

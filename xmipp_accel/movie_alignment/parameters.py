@@ -42,7 +42,11 @@ class MovieAlignmentParameters(Parameters):
 
     local_alignment: bool = parameter(True, "Also correct motion that varies over the field of view")
     min_local_resolution: float = parameter(
-        500.0, "Edge of the square patches in which local motion is measured", unit="A", minimum=10, advanced=True
+        300.0,
+        "Edge of the square patches that show local motion, at most half of the frame (minLocalRes in Xmipp)",
+        unit="A",
+        minimum=10,
+        advanced=True,
     )
     patches_x: int = parameter(0, "Patches in x; 0 covers the frame with half overlap", minimum=0, advanced=True)
     patches_y: int = parameter(0, "Patches in y; 0 covers the frame with half overlap", minimum=0, advanced=True)
@@ -56,7 +60,10 @@ class MovieAlignmentParameters(Parameters):
         0, "Control points of the B-spline in time; 0 is automatic", minimum=0, advanced=True
     )
     group_frames: int = parameter(
-        3, "Local motion is measured on sums of this many consecutive frames", minimum=1, advanced=True
+        1,
+        "Local motion is measured on sums of this many frames; more help where frames have very few electrons",
+        minimum=1,
+        advanced=True,
     )
 
     gain_rotation: int = parameter(

@@ -6,11 +6,12 @@ import dataclasses
 
 import numpy as np
 
-from xmipp_accel.backend import array_module, fft_module, good_fft_size
+from xmipp_accel.backend import array_module, cuda_kernel, fft_module, good_fft_size
 from xmipp_accel.movie_alignment import correlate
 from xmipp_accel.movie_alignment.spectra import SignalSpectrum, phases
 
 BATCH_BYTES = 48 << 20
+THREADS = 256
 
 
 @dataclasses.dataclass(frozen=True)
@@ -172,14 +173,9 @@ def cut_patches(images, grid, rows, field):
     pixel, size = np.asarray(grid.pixel), grid.size
     start = (grid.positions[rows] - np.asarray(grid.origin)) / pixel - size / 2
     moved = np.rint(start[None] - field[:, rows] / pixel)
-    moved = np.clip(moved, 0, np.array([my - size, mx - size])).astype(np.int64)
+    moved = np.clip(moved, 0, np.array([my - size, mx - size]))
     rest = field[:, rows] + (moved - start[None]) * pixel
-    span = np.arange(size)
-    index = ((moved[..., 0, None] + span) * mx)[..., :, None] + (moved[..., 1, None] + span)[..., None, :]
-    index += (np.arange(n) * (my * mx))[:, None, None, None]
-    patches = images.reshape(-1)[xp.asarray(index.swapaxes(0, 1))]
-    window = _window(size, xp)
-    patches = (patches - patches.mean(axis=(2, 3), keepdims=True)) * window
+    patches = _cut(images, moved.swapaxes(0, 1).astype(np.int32), _window(size))
     spectra = fft_module(patches).rfft2(patches)
     ey, ex = phases(*grid.frequencies, rest.swapaxes(0, 1).reshape(-1, 2), xp)
     spectra *= ey.reshape(len(rows), n, size, 1)
@@ -187,7 +183,26 @@ def cut_patches(images, grid, rows, field):
     return spectra
 
 
-def _window(size, xp):
-    """Square root of a 2D Hann window, so that the product of two patches carries the Hann window."""
-    line = np.sin(np.pi * (np.arange(size) + 0.5) / size)
-    return xp.asarray((line[:, None] * line[None]).astype(np.float32))
+def _cut(images, starts, window):
+    """Windowed patches (p, n, size, size) that begin at `starts` (p, n, 2)."""
+    xp = array_module(images)
+    starts = np.ascontiguousarray(starts)
+    if xp is np:
+        from xmipp_accel.kernels.cpu.patches import cut_patches as cpu_cut
+
+        return cpu_cut(images, starts, window)
+    size = len(window)
+    out = xp.empty((*starts.shape[:2], size, size), dtype=xp.float32)
+    sizes = [np.int32(s) for s in (*images.shape, size)]
+    kernel = cuda_kernel("patches", "cut_patches")
+    kernel(
+        (starts.shape[0] * starts.shape[1],),
+        (THREADS,),
+        (images, xp.asarray(starts), xp.asarray(window), out, *sizes),
+    )
+    return out
+
+
+def _window(size):
+    """Square root of a Hann window, so that the product of two patches carries the Hann window."""
+    return np.sin(np.pi * (np.arange(size) + 0.5) / size).astype(np.float32)
