@@ -63,7 +63,8 @@ class FourierAccumulator:
         group = symmetry_matrices(parameters.symmetry)
         # --fast convolves the sums before opposite sides are joined, which moving voxels would not commute with.
         splits = factorise(group) if parameters.method != "xmipp_fast" else (np.eye(3, dtype=int)[None], group)
-        self._permutations, self._operators = splits
+        self._permutations: np.ndarray = splits[0]
+        self._operators: np.ndarray = splits[1]
         self._table = blob_table(parameters.blob_radius, parameters.blob_order, parameters.blob_alpha)
         self._check_memory()
         self.counts = [0, 0] if parameters.halves else [0]
@@ -175,9 +176,11 @@ class FourierAccumulator:
         offset = 2j * np.pi * (g.box // 2 - shifts) / g.padded
         ramp_y = np.exp(offset[:, :1] * (np.arange(g.rows) - g.rows // 2)).astype(np.complex64)
         ramp_x = np.exp(offset[:, 1:] * np.arange(g.columns)).astype(np.complex64)
-        arrays = [xp.asarray(a) for a in (ramp_y, ramp_x, coefficients, weights)]
+        ramp_y, ramp_x, coefficients, weights = map(xp.asarray, (ramp_y, ramp_x, coefficients, weights))
         mode = CTF_MODES[self.parameters.ctf]
-        return insert.prepare_slices(transforms, *arrays, g.rows, g.limit, mode, not exact)
+        return insert.prepare_slices(
+            transforms, ramp_y, ramp_x, coefficients, weights, g.rows, g.limit, mode, not exact
+        )
 
     def _insert(self, sums, slices, matrices, members):
         if self.parameters.method == "direct":

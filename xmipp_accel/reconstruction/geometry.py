@@ -61,15 +61,24 @@ def plan_geometry(parameters, box: int, sampling_rate: float) -> Geometry:
     if parameters.method == "direct":
         padded = good_fft_size(math.ceil(box * parameters.padding - 1e-6))
         radius = min(int(padded * finest + 1e-6), padded // 2 - 1)
-        sizes = dict(rows=2 * radius + 1, columns=radius + 1, limit=float(radius**2), centre=radius + 1)
+        rows, columns, limit = 2 * radius + 1, radius + 1, float(radius**2)
     else:
         padded = int(box * parameters.padding)
         padded += padded % 2
         radius = math.ceil(math.ceil(2 * padded * finest - 1e-6) / 2)
-        sizes = dict(rows=2 * radius, columns=radius, limit=(padded * finest) ** 2, centre=radius)
+        rows, columns, limit = 2 * radius, radius, (padded * finest) ** 2
     if radius < 2:
         raise ParameterError(
             f"max_resolution: expected finer than {box * sampling_rate / 2:.1f} A, "
             f"found {parameters.max_resolution}"
         )
-    return Geometry(box=box, sampling_rate=float(sampling_rate), padded=padded, **sizes)
+    # One voxel more than a direct slice's radius, for the outer neighbours of its samples; Xmipp cuts there.
+    return Geometry(
+        box=box,
+        sampling_rate=float(sampling_rate),
+        padded=padded,
+        rows=rows,
+        columns=columns,
+        limit=limit,
+        centre=columns,
+    )
