@@ -7,6 +7,8 @@ from pwem.viewers import EmProtocolViewer
 from pyworkflow.protocol import params
 from pyworkflow.viewer import DESKTOP_TKINTER, View
 
+import xmipp_accel
+
 
 class FigureView(View):
     """A matplotlib figure, which gets a window of its own only when it is shown.
@@ -43,6 +45,10 @@ class AccelViewer(EmProtocolViewer):
 
     _environments = [DESKTOP_TKINTER]
     PICTURES: tuple = ()
+
+    @classmethod
+    def getPlugin(cls):
+        return xmipp_accel._pluginInstance  # Scipion gives it to protocols only, but asks viewers for it, too
 
     def _defineParams(self, form):
         form.addSection(label="Results")

@@ -160,6 +160,7 @@ def test_every_picture_and_output_has_an_action_that_gives_views(movies):
     assert isinstance(view, FigureView) and "Frame shifts" in view.title
     (message,) = actions["local"]("local")
     assert "Too few frames" in message.getMessage()
+    assert viewer.getClassLabel() == "xmipp_accel - movie alignment viewer"
     assert viewer._output_names == ["outputMovies", "outputMicrographs"]
 
 
