@@ -48,6 +48,22 @@ def test_a_batch_too_large_for_the_memory_is_inserted_in_parts(monkeypatch, capl
     np.testing.assert_allclose(found, expected, atol=1e-5 * expected.max())
 
 
+def test_sums_of_several_devices_are_merged(device):
+    images, matrices, shifts = views(30, 20, largest_shift=1.0)
+    halves = 1 + np.arange(30) % 2
+    expected = reconstruct(images, matrices, shifts, halves=halves)
+    parts = [_accumulator(device), _accumulator()]
+    for accumulator, part in zip(parts, (slice(0, 13), slice(13, 30))):
+        accumulator.insert(images[part], matrices[part], shifts[part], halves=halves[part])
+    parts[0].merge(*parts[1].export())
+    assert parts[0].counts == [15, 15]
+    maps = parts[0].finish()
+    for found, wanted in zip((maps.full, maps.half1, maps.half2), expected):
+        np.testing.assert_allclose(to_host(found), wanted, atol=1e-5 * wanted.max())
+    with pytest.raises(ParameterError, match="merge: expected sums of shapes"):
+        parts[1].merge(*_accumulator(box=22).export())
+
+
 def test_misuse_is_refused():
     images, matrices, shifts = views(4, 20)
     accumulator = _accumulator()
@@ -61,8 +77,9 @@ def test_misuse_is_refused():
         _accumulator(ctf="weight").insert(images, matrices, shifts, halves=[1, 2, 1, 2])
     accumulator.insert(images, matrices, shifts, halves=[1, 2, 1, 2])
     accumulator.finish()
-    with pytest.raises(ProcessingError, match="expected images"):
-        accumulator.finish()
+    for use in (accumulator.finish, accumulator.export):
+        with pytest.raises(ProcessingError, match="this accumulator is finished"):
+            use()
 
 
 def test_batches_follow_the_memory_unless_told():

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from xmipp_accel.backend import Device, fft_module
+from xmipp_accel.backend import Device, fft_module, to_host
 from xmipp_accel.errors import ParameterError, ProcessingError
 from xmipp_accel.numerics.symmetry import symmetry_matrices
 from xmipp_accel.reconstruction import insert
@@ -190,6 +190,32 @@ class FourierAccumulator:
         else:
             insert.insert_nearest(sums, slices, matrices, members)
 
+    def export(self):
+        """Sums and counts on the host, for :meth:`merge` elsewhere: (list of arrays, list of int), one a half."""
+        self._check_unfinished()
+        return [to_host(sums).copy() for sums in self._sums], list(self.counts)
+
+    def merge(self, sums, counts):
+        """Add what another accumulator of equal parameters, box and pixel size exported.
+
+        Raises
+        ------
+        ParameterError
+            The sums have another number or shape.
+        """
+        self._check_unfinished()
+        found, expected = [part.shape for part in sums], [part.shape for part in self._sums]
+        if found != expected:
+            raise ParameterError(f"merge: expected sums of shapes {expected}, found {found}")
+        with self.device.activate():
+            for own, other in zip(self._sums, sums):
+                own += self.device.asarray(other)
+        self.counts = [own + other for own, other in zip(self.counts, counts)]
+
+    def _check_unfinished(self):
+        if self._sums is None:
+            raise ProcessingError("reconstruction: the sums are used up, this accumulator is finished")
+
     def finish(self) -> Maps:
         """Maps of everything inserted so far; the sums are used up.
 
@@ -198,7 +224,8 @@ class FourierAccumulator:
         ProcessingError
             No image, or none in one of the halves, was inserted.
         """
-        if self._sums is None or min(self.counts) == 0:
+        self._check_unfinished()
+        if min(self.counts) == 0:
             raise ProcessingError(f"reconstruction: expected images in every half, found {self.counts}")
         sums, self._sums = self._sums, None
         with self.device.activate():

@@ -119,7 +119,7 @@ class ReconstructFourierExecutor:
         sizes = (int(particles.box), float(np.asarray(particles.sampling_rate).flat[0]))
         try:
             return FourierAccumulator(parameters, self.device, *sizes)
-        except ProcessingError as error:
+        except (ProcessingError, MemoryError) as error:
             if self.device.kind == "cpu":
                 raise
             logger.warning("Using the CPU: %s", error)
