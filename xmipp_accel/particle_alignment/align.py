@@ -232,6 +232,8 @@ class PolarAligner:
             bad = int(np.flatnonzero(~np.isfinite(images).all(axis=(1, 2)))[0])
             place = f"{particles.index[bad] + 1}@{particles.stack[bad]}"
             raise InputFileError(place, "finite pixel values", "NaN or infinity")
+        low, high = images.min(axis=(1, 2)), images.max(axis=(1, 2))
+        flat = high - low <= 1e-6 * np.maximum(np.abs(low), np.abs(high))
         images = device.asarray(images, np.float32)
         norm = np.ones((len(images), self.n_references))
         samples = polar.polar_samples(polar.mask_images(images, self.mask), grid)
@@ -244,7 +246,8 @@ class PolarAligner:
             else:
                 norm = np.sqrt(self._ring_gain(particles) @ to_host(self.energy).T.astype(np.float64))
         norm = norm * np.sqrt(power)[:, None]
-        return samples, np.where(norm > 1e-12, 1 / np.maximum(norm, 1e-12), 0.0).astype(np.float32)
+        useful = ~flat[:, None] & (norm > 0)
+        return samples, np.where(useful, 1 / np.where(useful, norm, 1.0), 0.0).astype(np.float32)
 
     def _power(self, samples):
         rings = to_host((samples.real**2 + samples.imag**2).mean(axis=2)).astype(np.float64)

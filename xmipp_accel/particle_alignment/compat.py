@@ -2,8 +2,8 @@
 
 For each pair the particle is turned and shifted in three rounds, once beginning with the rotation and once with
 the shift; each step maximises a correlation, of polar rings or of whole images, over the grid of its values. The
-result is the pose whose Pearson correlation over the whole frame is larger. It serves to compare with the original;
-it is slow.
+result is the pose whose Pearson correlation over the whole frame is larger. It serves to compare with the
+original; it is slow.
 """
 
 from __future__ import annotations

@@ -22,7 +22,8 @@ from xmipp_accel.particle_alignment import polar
 
 _TABLES = {".doc", ".xmd", ".star"}
 _STACKS = {".mrcs", ".stk"}
-_ENERGY_INSIDE = 0.98
+# Projections are thick in the middle: the same radius holds more of their energy than of the volume's.
+_VOLUME_ENERGY, _IMAGE_ENERGY = 0.98, 0.995
 _CHUNK_BYTES = 128 << 20
 
 
@@ -142,21 +143,21 @@ def _within_tilts(references, min_tilt, max_tilt):
 
 
 def content_radius(references) -> float:
-    """Radius that holds 98 % of the references' squared values, as a share of the box, from 0.2 to 0.45."""
+    """Radius that holds nearly all of the references' squared values, as a share of the box, from 0.2 to 0.45."""
     box = references.box
     squares = np.linspace(-(box // 2), box - 1 - box // 2, box) ** 2
     if references.images is None:
         radius = np.sqrt(squares[:, None, None] + squares[:, None] + squares)
-        values = references.volume
+        values, share = references.volume, _VOLUME_ENERGY
     else:
         radius = np.sqrt(squares[:, None] + squares)
-        values = references.images.std(axis=0) + np.abs(references.images.mean(axis=0))
+        values, share = references.images.std(axis=0) + np.abs(references.images.mean(axis=0)), _IMAGE_ENERGY
     rim = (radius > 0.47 * box) & (radius <= 0.5 * box)
     power = (values - np.median(values[rim])) ** 2
     inside = radius <= 0.5 * box
     energy = np.bincount(np.rint(radius[inside]).astype(np.int64), weights=power[inside])
     total = np.cumsum(energy) / max(energy.sum(), 1e-30)
-    return float(np.clip(np.searchsorted(total, _ENERGY_INSIDE) / box, 0.2, 0.45))
+    return float(np.clip(np.searchsorted(total, share) / box, 0.2, 0.45))
 
 
 def reference_coefficients(references, grid, mask_radius, edge, sampling_rate, device):

@@ -63,8 +63,8 @@ class AlignSignificantParameters(Parameters):
     update_references: bool = parameter(False, "Write the weighted averages of the particles of each reference.")
     algorithm: str = parameter(
         "polar",
-        "Exhaustive search in polar Fourier space, or, for comparison, the original's iterated shifts and rotations "
-        "of the unfiltered images, which knows neither CTF, mask, band limit, mirrors nor refinement.",
+        "Exhaustive search in polar Fourier space, or, for comparison, the original's iterated shifts and "
+        "rotations of the unfiltered images, which knows no CTF, mask, band limit, mirrors or refinement.",
         choices=("polar", "xmipp"),
         advanced=True,
     )

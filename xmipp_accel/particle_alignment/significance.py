@@ -59,8 +59,8 @@ class PooledRanks:
             size += len(values)
             highest = max(highest, float(values[-1])) if len(values) else highest
         rank = np.clip((below - 0.5) / max(size - 1, 1), 0.0, 1.0) if size > 1 else np.ones(len(scores))
-        positive = (scores > 0) & (highest > 0)
-        return np.where(positive, scores / (highest if highest > 0 else 1.0) * rank, 0.0)
+        share = np.maximum(scores, 0.0) / (highest if highest > 0 else 1.0)
+        return share * rank
 
     def matrix(self, scores) -> np.ndarray:
         """Weights (n, R) float32 of every pair."""

@@ -1,0 +1,79 @@
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from xmipp_accel.numerics.rotations import viewing_directions
+from xmipp_accel.numerics.symmetry import symmetry_matrices
+from xmipp_accel.particle_alignment.significance import (
+    PooledRanks,
+    best_references,
+    entropies,
+    margins,
+    neighbourhoods,
+)
+
+
+def weights_by_definition(scores, neighbours):
+    """Sort each pool; equal values share the mean of their ranks."""
+    result = np.zeros(scores.shape)
+    for r, near in enumerate(neighbours):
+        pool = np.sort(scores[:, near].ravel())
+        pool = pool[np.isfinite(pool)]
+        for i, m in enumerate(scores[:, r]):
+            if m > 0:
+                ranks = np.flatnonzero(pool == m)
+                cdf = ranks.mean() / (len(pool) - 1) if len(pool) > 1 else 1.0
+                result[i, r] = m / pool[-1] * cdf
+    return result
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 1000), st.integers(1, 7), st.integers(1, 5), st.booleans())
+def test_weights_follow_their_definition(seed, n, references, ties):
+    rng = np.random.default_rng(seed)
+    scores = rng.uniform(-0.3, 1, (n, references)).astype(np.float32)
+    if ties:
+        scores = np.round(scores, 1).astype(np.float32)
+    scores[rng.random(scores.shape) < 0.1] = -np.inf
+    near = rng.random((references, references)) < 0.5
+    neighbours = [np.flatnonzero(row | (np.arange(references) == r)) for r, row in enumerate(near)]
+    ranks = PooledRanks(scores, neighbours)
+    expected = weights_by_definition(scores, neighbours)
+    np.testing.assert_allclose(ranks.matrix(scores), expected, atol=1e-6)
+
+
+def test_the_best_of_a_pool_weighs_one():
+    scores = np.array([[0.1, 0.2], [0.5, 0.4]], np.float32)
+    weights = PooledRanks(scores, [np.array([0, 1])] * 2).matrix(scores)
+    assert weights[1, 0] == 1 and weights.max() == 1 and weights[0, 0] == 0
+
+
+def test_neighbourhoods():
+    directions = viewing_directions(np.array([0.0, 8.0, 30.0, 90.0]), np.array([90.0, 90, 90, 90]))
+    assert [list(near) for near in neighbourhoods(directions, 10)] == [[0, 1], [0, 1], [2], [3]]
+    assert list(neighbourhoods(directions, 25)[2]) == [1, 2]
+    group = symmetry_matrices("c4")
+    assert [list(near) for near in neighbourhoods(directions, 10, group)] == [[0, 1, 3], [0, 1, 3], [2], [0, 1, 3]]
+
+
+def test_best_references():
+    votes = np.array([[0.1, 0.5, 0.3], [-1, -2, 0.0], [0.2, -np.inf, 0.4]])
+    particle, reference = best_references(votes, 2)
+    np.testing.assert_array_equal(particle, [0, 0, 2, 2])
+    np.testing.assert_array_equal(reference, [1, 2, 2, 0])
+    assert len(best_references(votes, 9)[0]) == 5
+
+
+def test_margins():
+    scores = np.array([[0.5, 0.4, 0.1], [0.2, 0.2, 0.1]])
+    got = margins(scores, np.array([0, 0, 0, 1]), np.array([0, 1, 2, 0]))
+    np.testing.assert_allclose(got, [0.1, -0.1, -0.4, 0])
+    np.testing.assert_array_equal(margins(scores[:, :1], np.array([0]), np.array([0])), [0])
+
+
+def test_entropies():
+    scores = np.array([[0.9, 0.1, 0.1], [0.5, 0.5, 0.5], [0.5, 0.5, -np.inf]])
+    got = entropies(scores, 100)
+    np.testing.assert_allclose(got, [0, np.log(3), np.log(2)], atol=1e-6)
+    assert got[0] == pytest.approx(0, abs=1e-6)
