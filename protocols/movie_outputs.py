@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 
-import numpy as np
 from pwem.objects import Image, MovieAlignment, SetOfMicrographs, SetOfMovies
 from pwem.protocols.protocol_align_movies import (
     OUT_MICS,
@@ -148,13 +147,6 @@ class MovieOutputs:
         return pictures
 
 
-def accumulated_motion(result) -> tuple[float, float]:
-    """Length in A of the path before and after an exposure of 4 e/A^2, as RELION divides it."""
-    steps = np.hypot(*np.diff(result.shifts, axis=0).T) * result.sampling_rate
-    early = (np.arange(1, len(steps) + 1) * result.parameters["dose_per_frame"]) <= 4.0
-    return float(steps[early].sum()), float(steps[~early].sum())
-
-
 def _attach(item, result, pictures, folder):
     """Give a movie or micrograph the attributes that monitors, other plugins and our viewers look for."""
     for attribute, path in pictures.items():
@@ -163,9 +155,7 @@ def _attach(item, result, pictures, folder):
         values = CsvList()
         values.set([f"{value:.4f}" for value in result.shifts[:, column]])
         setattr(item, attribute, values)
-    early, late = accumulated_motion(result)
-    item._rlnAccumMotionTotal = Float(early + late)
-    item._rlnAccumMotionEarly = Float(early)
-    item._rlnAccumMotionLate = Float(late)
+    for part in ("Total", "Early", "Late"):
+        setattr(item, f"_rlnAccumMotion{part}", Float(result.quality[f"{part.lower()}_motion"]))
     item._xmipp_accel_status = String(result.status)
     item._xmipp_accel_result = String(os.path.join(folder, f"{result.name}.json"))
