@@ -53,6 +53,16 @@ class Columns:
         """A column of names, which may look like numbers."""
         return [str(value) for value in self.block[label]]
 
+    def refuse_misspelt(self, labels):
+        """Raise `InputFileError` if one of `labels` is absent and one that looks very much like it is there."""
+        unknown = [label for label in self.block if label not in labels]
+        for label in labels:
+            # Short names resemble too many others.
+            allowed = min(3, max(1, len(label) // 4))
+            for other in unknown if label not in self.block else ():
+                if len(other) == len(label) and sum(a != b for a, b in zip(label, other)) <= allowed:
+                    raise InputFileError(self.path, f"the label {label} or one less like it", other)
+
     def together(self, *labels) -> bool:
         """Whether all of `labels` are there; only some of them is an `InputFileError`."""
         missing = [label for label in labels if label not in self.block]

@@ -15,8 +15,8 @@ import numpy as np
 from xmipp_accel.backend.arrays import cpu_count
 from xmipp_accel.errors import InputFileError, ParameterError
 from xmipp_accel.io.files import open_input, read_bytes
-from xmipp_accel.io.ifd import STRIP_BYTE_COUNTS, STRIP_OFFSETS, DirectoryReader
-from xmipp_accel.io.tiff import sampling_rate
+from xmipp_accel.io.ifd import STRIP_BYTE_COUNTS, STRIP_OFFSETS, Directory, DirectoryReader
+from xmipp_accel.io.tiff import page_format, sampling_rate
 
 COMPRESSIONS = (65000, 65001, 65002)
 _LARGEST_SENSOR = 1 << 15
@@ -86,8 +86,7 @@ def read_header(reader: DirectoryReader, frames, upsampling) -> EerHeader:
     if frames < 1:
         raise ParameterError(f"eer_frames: expected at least 1, found {frames}")
     path = reader.path
-    # Some writers put the sum as an ordinary image first or last.
-    pages = [page for page in reader.pages if page.whole(259) in COMPRESSIONS]
+    pages = _frame_pages(reader)
     codings = [_coding(path, page) for page in pages]
     for number, coding in enumerate(codings):
         if coding != codings[0]:
@@ -101,6 +100,15 @@ def read_header(reader: DirectoryReader, frames, upsampling) -> EerHeader:
     return EerHeader(path, codings[0], strips[: frames * group], group, upsampling, sampling_rate(pages[0]))
 
 
+def _frame_pages(reader) -> list[Directory]:
+    """Pages with electron events, which some writers precede or follow with the sum as an ordinary image."""
+    pages = list(reader.pages)
+    for place in (0, -1):
+        if pages[place].whole(259) not in COMPRESSIONS:
+            page_format(reader.path, pages.pop(place), reader.order)
+    return pages
+
+
 def _coding(path, page) -> Coding:
     rows, columns, compression = page.whole(257, -1), page.whole(256, -1), page.whole(259)
     if not (0 < rows <= _LARGEST_SENSOR and 0 < columns <= _LARGEST_SENSOR):
@@ -109,10 +117,12 @@ def _coding(path, page) -> Coding:
         widths = 8, 2, 2
     elif compression == 65001:
         widths = 7, 2, 2
-    else:
+    elif compression == 65002:
         widths = page.whole(65007, 7), page.whole(65008, 2), page.whole(65009, 2)
         if not (1 <= widths[0] <= 16 and 0 <= widths[1] <= 4 and 0 <= widths[2] <= 4):
             raise InputFileError(path, "codes of 1-16, 0-4 and 0-4 bits", f"{widths}")
+    else:
+        raise InputFileError(path, "electron events in all pages but one", f"a page of compression {compression}")
     # A code covers at most 2**bits pixels: more of them than the strips can hold means a wrong size.
     smallest = rows * columns // (1 << widths[0]) * widths[0] // 8
     held = sum(page.tags[STRIP_BYTE_COUNTS])

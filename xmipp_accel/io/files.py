@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import stat
 from collections.abc import Iterator
 from typing import BinaryIO
@@ -11,6 +12,8 @@ from typing import BinaryIO
 import numpy as np
 
 from xmipp_accel.errors import InputFileError
+
+_CONTROL = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 
 
 @contextlib.contextmanager
@@ -39,8 +42,9 @@ def read_text(path) -> str:
     """Contents of a UTF-8 text file; `InputFileError` if it is anything else."""
     with open_input(path) as (file, size):
         content = read_bytes(path, file, 0, size)
-    if b"\0" in content:
-        raise InputFileError(path, "text", "a binary file")
+    control = _CONTROL.search(content)
+    if control:
+        raise InputFileError(path, "text", f"a binary file, byte {control.group()[0]:#04x} at {control.start()}")
     try:
         return content.decode("utf-8")
     except UnicodeDecodeError as error:

@@ -12,12 +12,22 @@ from xmipp_accel.io.columns import Columns, pose_values
 _POSE = dict(rot="rlnAngleRot", tilt="rlnAngleTilt", psi="rlnAnglePsi")
 _DEFOCUS = dict(defocus_u="rlnDefocusU", defocus_v="rlnDefocusV", defocus_angle="rlnDefocusAngle")
 _OPTICS = dict(voltage="rlnVoltage", cs="rlnSphericalAberration", amplitude_contrast="rlnAmplitudeContrast")
+_OPTICS_LABELS = (*_OPTICS.values(), "rlnOpticsGroup", "rlnImagePixelSize", "rlnPhaseShift")
+_PARTICLE_LABELS = (*_POSE.values(), *_DEFOCUS.values(), *_OPTICS_LABELS, "rlnClassNumber", "rlnRandomSubset")
+_PARTICLE_LABELS += (
+    "rlnMagnification",
+    "rlnDetectorPixelSize",
+    "rlnOriginXAngst",
+    "rlnOriginYAngst",
+    "xmippWeight",
+)
 SAMPLING_TOLERANCE = 1e-3
 
 
 def particle_values(path, blocks) -> dict[str, Any]:
     """Values for `Particles` by the names of its fields, and the image names as ``image``."""
     columns = Columns(path, _particle_block(path, blocks))
+    columns.refuse_misspelt(_PARTICLE_LABELS)
     optics = _optics(path, blocks, columns)
     sampling = _sampling(columns, optics)
     values: dict[str, Any] = dict(image=columns.texts("rlnImageName"))
@@ -29,7 +39,7 @@ def particle_values(path, blocks) -> dict[str, Any]:
         values["class_id"] = columns.whole("rlnClassNumber")
     if "xmippWeight" in columns:
         values["weight"] = columns.numbers("xmippWeight")
-    if sampling is not None:
+    if sampling is not None and columns.count:
         values["sampling_rate"] = _one_rate(path, sampling)
     return values
 
@@ -57,6 +67,7 @@ def _optics(path, blocks, columns):
             raise InputFileError(path, "a block data_optics, since particles have rlnOpticsGroup", "none")
         return None
     table = Columns(path, table)
+    table.refuse_misspelt(_OPTICS_LABELS)
     for owner, name in ((table, "data_optics"), (columns, "the particles' table")):
         if "rlnOpticsGroup" not in owner:
             raise InputFileError(path, f"rlnOpticsGroup in {name}", "none")

@@ -90,7 +90,7 @@ def read_header(path) -> TiffHeader:
 def check_header(reader: DirectoryReader) -> TiffHeader:
     """Check what the directories say; as :func:`read_header`."""
     path = reader.path
-    formats = [_page_format(path, page, reader.order) for page in reader.pages]
+    formats = [page_format(path, page, reader.order) for page in reader.pages]
     for number, other in enumerate(formats):
         if other != formats[0]:
             raise InputFileError(path, f"pages like the first, {formats[0]}", f"page {number} with {other}")
@@ -100,7 +100,8 @@ def check_header(reader: DirectoryReader) -> TiffHeader:
     return TiffHeader(path, formats[0], strips, sampling_rate(reader.pages[0]))
 
 
-def _page_format(path, page: Directory, order) -> PageFormat:
+def page_format(path, page: Directory, order) -> PageFormat:
+    """Format of a page; `InputFileError` if it is none that can be read."""
     rows, columns, bits = page.whole(257, -1), page.whole(256, -1), page.whole(258, -1)
     compression, predictor = page.whole(259, -1), page.whole(317, 1)
     # Without the tag the pixels are whole numbers, which those of 32 bits never are in practice: a damaged tag.

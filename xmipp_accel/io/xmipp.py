@@ -17,6 +17,8 @@ _PHASE_SHIFT = ("ctfVPPphaseshift", "ctfPhaseShift")
 _SAMPLING = ("ctfSamplingRate", "samplingRate")
 # Not a label of Xmipp, which reads over labels that it does not know.
 _HALF = "randomSubset"
+_LABELS = {*_POSE.values(), *_DEFOCUS.values(), *_OPTICS.values(), *_PHASE_SHIFT, *_SAMPLING, _HALF}
+_LABELS |= {"image", "itemId", "enabled", "flip", "ref", "weight"}
 
 
 def particle_values(path, blocks) -> dict[str, Any]:
@@ -26,6 +28,7 @@ def particle_values(path, blocks) -> dict[str, Any]:
         expected = "one table with a column image"
         raise InputFileError(path, expected, f"{len(found)} in the blocks {', '.join(blocks)}")
     columns = Columns(path, blocks[found[0]])
+    columns.refuse_misspelt(_LABELS)
     values: dict[str, Any] = dict(image=columns.texts("image"))
     values.update(pose_values(columns, _POSE))
     values.update(_ctf(columns))
@@ -77,12 +80,9 @@ def _one_rate(path, label, rates) -> float:
 
 
 def _extra(columns) -> dict[str, np.ndarray]:
-    known = {*_POSE.values(), *_DEFOCUS.values(), *_OPTICS.values(), *_PHASE_SHIFT, *_SAMPLING, _HALF}
-    known |= {"image", "itemId", "enabled", "flip", "ref", "weight"}
+    block = columns.block
     return {
-        label: values
-        for label, values in columns.block.items()
-        if label not in known and isinstance(values, np.ndarray)
+        label: block[label] for label in block if label not in _LABELS and isinstance(block[label], np.ndarray)
     }
 
 
