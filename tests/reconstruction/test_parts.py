@@ -83,7 +83,7 @@ def test_geometry_follows_padding_and_resolution():
     def plan(**choices):
         return plan_geometry(ReconstructFourierParameters(**choices), 50, 2.0)
 
-    assert plan().padded == 100 and plan().columns == 50
+    assert plan().padded == 100 and plan().columns == 51
     assert plan(padding=1.0).padded == 50
     assert plan(max_resolution=8.0).columns == 26
     assert plan(max_resolution=1.0) == plan()

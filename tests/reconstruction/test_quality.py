@@ -148,4 +148,4 @@ def test_direct_method_is_nearer_to_the_truth_than_the_original_programs():
         correlation(read_volume(shared_path(f"{GOLDEN}{name}.mrc"))[0], truth) for name in ("legacy", "cuda")
     ]
     assert found > max(originals)
-    assert found > 0.984
+    assert found > 0.985  # measured 0.9861; the originals reach 0.984

@@ -60,7 +60,7 @@ def plan_geometry(parameters, box: int, sampling_rate: float) -> Geometry:
         finest = min(0.5, sampling_rate / parameters.max_resolution)
     if parameters.method == "direct":
         padded = good_fft_size(math.ceil(box * parameters.padding - 1e-6))
-        radius = min(int(padded * finest + 1e-6), padded // 2 - 1)
+        radius = int(padded * finest + 1e-6)
         rows, columns, limit = 2 * radius + 1, radius + 1, float(radius**2)
     else:
         padded = int(box * parameters.padding)
