@@ -236,3 +236,45 @@ def test_movies_that_arrive_during_the_run_are_aligned(tmp_path, monkeypatch):
     growing.join()
     assert sorted(number for batch in batches for number in batch) == [1, 2, 3] and len(batches) >= 2
     assert sorted(recorder.names) == ["movie", "movie_2", "movie_3"], "files of one name must not meet"
+
+
+def bare_protocol(folder):
+    """A protocol outside any project."""
+    from pwem.objects import SetOfMovies
+
+    protocol = XmippAccelProtMovieAlignment()
+    protocol.setWorkingDir(str(folder))
+    os.makedirs(protocol._getExtraPath())
+    movies = SetOfMovies(filename=":memory:")
+    movies.setGain("gain.mrc")
+    protocol.inputMovies.set(movies)
+    return protocol
+
+
+def test_defects_gain_and_every_gpu_get_to_the_executors(tmp_path, monkeypatch):
+    from xmipp_accel.backend import Device
+    from xmipp_accel.movie_alignment.parameters import MovieAlignmentParameters
+
+    monkeypatch.chdir(tmp_path)
+    protocol = bare_protocol(tmp_path)
+    protocol.defectFile.set("defects.txt")
+    workers = protocol._workers(MovieAlignmentParameters(), [Device("cuda", 0), Device("cuda", 2)])
+    first, second = workers.get(), workers.get()
+    assert [first.device.index, second.device.index] == [0, 2]
+    assert first.reference_paths == (str(tmp_path / "gain.mrc"), str(tmp_path / "defects.txt"))
+
+
+def test_thumbnails_are_made_on_request_only(tmp_path):
+    from xmipp_accel.io.images import write_image
+    from xmipp_accel.movie_alignment.parameters import MovieAlignmentParameters
+    from xmipp_accel.protocols.movie_outputs import MovieOutputs
+
+    protocol = bare_protocol(tmp_path)
+    write_image(protocol._getExtraPath("m.mrc"), np.random.default_rng(0).normal(size=(16, 16)), 1.0)
+    outputs = MovieOutputs(protocol, MovieAlignmentParameters())
+    result = types.SimpleNamespace(
+        name="m", shifts=np.zeros((2, 2)), shift_errors=np.ones((2, 2)), outputs={"unweighted": "m.mrc"}
+    )
+    assert os.path.exists(outputs._pictures(result)["thumbnail"])
+    protocol.doComputeMicThumbnail.set(False)
+    assert "thumbnail" not in outputs._pictures(result)
