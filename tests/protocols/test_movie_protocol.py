@@ -265,9 +265,10 @@ def test_defects_gain_and_every_gpu_get_to_the_executors(tmp_path, monkeypatch):
 
 
 def test_thumbnails_are_made_on_request_only(tmp_path):
+    from xmipp_accel.protocols.movie_outputs import MovieOutputs
+
     from xmipp_accel.io.images import write_image
     from xmipp_accel.movie_alignment.parameters import MovieAlignmentParameters
-    from xmipp_accel.protocols.movie_outputs import MovieOutputs
 
     protocol = bare_protocol(tmp_path)
     write_image(protocol._getExtraPath("m.mrc"), np.random.default_rng(0).normal(size=(16, 16)), 1.0)
