@@ -188,10 +188,11 @@ def angular_coefficients(samples, grid):
     """
     xp = array_module(samples)
     even, odd = (xp.asarray(matrix) for matrix in _harmonic_kernels(grid))
-    result = xp.empty(samples.shape[:-1] + (grid.n_harmonics,), dtype=np.complex64)
-    result[..., 0::2] = (xp.ascontiguousarray(samples.real) @ even).view(np.complex64)
-    result[..., 1::2] = (xp.ascontiguousarray(samples.imag) @ odd).view(np.complex64)
-    return result
+    rings = samples.reshape(-1, samples.shape[-1])  # one large matrix product instead of many small ones
+    result = xp.empty((len(rings), grid.n_harmonics), dtype=np.complex64)
+    result[:, 0::2] = (xp.ascontiguousarray(rings.real) @ even).view(np.complex64)
+    result[:, 1::2] = (xp.ascontiguousarray(rings.imag) @ odd).view(np.complex64)
+    return result.reshape(samples.shape[:-1] + (grid.n_harmonics,))
 
 
 def _harmonic_kernels(grid):
@@ -210,10 +211,11 @@ def samples_from_coefficients(coefficients, grid):
     # F[k, -q] = (-1)^q conj F[k, q]: even harmonics add up to a real part, odd ones to an imaginary one.
     even = np.stack([kernel.real, -kernel.imag], axis=1)[0::2].reshape(-1, len(grid.angles))
     odd = np.stack([kernel.imag, kernel.real], axis=1)[1::2].reshape(-1, len(grid.angles))
-    samples = xp.empty(coefficients.shape[:-1] + (len(grid.angles),), dtype=np.complex64)
-    samples.real = _pairs(coefficients[..., 0::2]) @ xp.asarray(even.astype(np.float32))
-    samples.imag = _pairs(coefficients[..., 1::2]) @ xp.asarray(odd.astype(np.float32))
-    return samples
+    rings = coefficients.reshape(-1, grid.n_harmonics)
+    samples = xp.empty((len(rings), len(grid.angles)), dtype=np.complex64)
+    samples.real = _pairs(rings[:, 0::2]) @ xp.asarray(even.astype(np.float32))
+    samples.imag = _pairs(rings[:, 1::2]) @ xp.asarray(odd.astype(np.float32))
+    return samples.reshape(coefficients.shape[:-1] + (len(grid.angles),))
 
 
 def _pairs(values):

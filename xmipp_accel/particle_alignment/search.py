@@ -11,6 +11,7 @@ from xmipp_accel.kernels.cpu import polar_search as cpu_kernel
 from xmipp_accel.particle_alignment import polar
 
 _THREADS = 128
+_LARGEST_BATCH = 64  # particles at once; more only take memory
 _NEWTON_STEPS = 4
 _MAX_ANGLE_STEP = math.radians(3.0)
 
@@ -130,7 +131,7 @@ class PolarSearch:
         shift = np.zeros((n, self.n_references), dtype=np.int32)
         blocks = math.ceil(n_shifts / cpu_kernel.LANES)
         per_particle = 8 * self._padded[0] * self._padded[1] * (cpu_kernel.LANES * blocks + 3 * n_shifts)
-        batch = max(1, min(n, int(self.memory / per_particle)))
+        batch = max(1, min(n, _LARGEST_BATCH, int(self.memory / per_particle)))
         for start in range(0, n, batch):
             part = slice(start, start + batch)
             mask = np.zeros((0, 0), bool) if allowed is None else np.ascontiguousarray(allowed[part])
@@ -181,7 +182,7 @@ class PolarSearch:
         results = [xp.empty((self.n_references, n), dtype=kind) for kind in (np.float32, np.int32, np.int32)]
         per_pair = 4 * n_shifts * (2 * self.grid.n_harmonics + 4 * quarter)
         per_particle = 8 * n_shifts * self.grid.n_rings * (4 * self.grid.n_harmonics + self.grid.n_angles)
-        batch = max(1, min(n, 64, int(0.4 * self.memory / per_particle)))
+        batch = max(1, min(n, _LARGEST_BATCH, int(0.4 * self.memory / per_particle)))
         tile = max(1, min(self.n_references, int(0.5 * self.memory / (per_pair * batch))))
         for start in range(0, n, batch):
             stop = min(start + batch, n)
