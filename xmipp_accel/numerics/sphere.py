@@ -24,7 +24,7 @@ def geodesic_directions(step) -> np.ndarray:
         Unit vectors; two of them are the poles.
     """
     rows = max(1, round(float(np.rad2deg(_VERTEX_ANGLE)) / step))
-    points = np.concatenate([_fill_face(*face, rows) for face in _faces()])
+    points = np.concatenate([_fill_face(face, rows) for face in _faces()])
     _, first = np.unique(np.round(points, 6) + 0.0, axis=0, return_index=True)
     return points[np.sort(first)]
 
@@ -44,7 +44,8 @@ def _faces():
     return faces
 
 
-def _fill_face(apex, left, right, rows):
+def _fill_face(face, rows):
+    apex, left, right = face
     points = [apex[None]]
     for row in range(1, rows + 1):
         start, stop = _slerp(apex, left, row / rows), _slerp(apex, right, row / rows)

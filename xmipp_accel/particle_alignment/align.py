@@ -49,12 +49,9 @@ class PairScores:
     @classmethod
     def empty(cls, n, n_references):
         """Scores of -inf and zero poses."""
-        shape = (n, n_references)
-        return cls(
-            np.full(shape, -np.inf, np.float32),
-            *(np.zeros(shape, np.float32) for _ in range(3)),
-            np.zeros(shape, bool),
-        )
+        psi, shift_y, shift_x = np.zeros((3, n, n_references), np.float32)
+        score = np.full((n, n_references), -np.inf, np.float32)
+        return cls(score, psi, shift_y, shift_x, np.zeros((n, n_references), bool))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -255,12 +252,12 @@ class PolarAligner:
 
     def _optics(self, particles):
         names = ("defocus_u", "defocus_v", "defocus_angle", "voltage", "cs", "amplitude_contrast", "phase_shift")
-        return [getattr(particles, name) for name in names]
+        return {name: getattr(particles, name) for name in names}
 
     def _apply_ctf(self, images, particles):
         """Multiply the whole images: before the mask, the CTF gathers what it had spread beyond it."""
         fft = fft_module(images)
-        ctf = ctf_image(self.box, self.sampling_rate, *self._optics(particles), xp=self.device.xp)
+        ctf = ctf_image(self.box, self.sampling_rate, **self._optics(particles), xp=self.device.xp)
         if self.ctf == "phase_flip":
             ctf = self.device.xp.sign(ctf)
         elif self.parameters.phase_flipped:
@@ -272,7 +269,7 @@ class PolarAligner:
         grid = self.comparison.grid
         radii = grid.radii / (self.box * self.sampling_rate)
         angles = grid.angles[None, :] + np.zeros((grid.n_rings, 1))
-        ctf = ctf_at(np.repeat(radii[:, None] ** 2, angles.shape[1], 1), angles, *self._optics(particles))
+        ctf = ctf_at(np.repeat(radii[:, None] ** 2, angles.shape[1], 1), angles, **self._optics(particles))
         return (ctf.astype(np.float64) ** 2).mean(axis=2) * self.weights
 
     def _refine(self, samples, scale, result, rows):

@@ -155,11 +155,11 @@ class PolarSearch:
         lanes = np.zeros((n, blocks, harmonics, rings, 2, cpu_kernel.LANES), dtype=np.float32)
         in_block = math.ceil(n_shifts / blocks)
         shifted = self._shifted(samples).transpose(0, 3, 2, 1)  # (m, Q, K, S)
-        used = (slice(None, self.grid.n_harmonics), slice(None, self.grid.n_rings))
+        used = lanes[:, :, : self.grid.n_harmonics, : self.grid.n_rings]
         for block in range(blocks):
             part = shifted[..., block * in_block : (block + 1) * in_block]
-            lanes[(slice(None), block, *used, 0, slice(None, part.shape[-1]))] = part.real
-            lanes[(slice(None), block, *used, 1, slice(None, part.shape[-1]))] = part.imag
+            used[:, block, :, :, 0, : part.shape[-1]] = part.real
+            used[:, block, :, :, 1, : part.shape[-1]] = part.imag
         return lanes.reshape(n, blocks, -1)
 
     # GPU
