@@ -5,6 +5,7 @@ from tests.particle_alignment.test_polar import blobs, draw
 from xmipp_accel.backend import to_host
 from xmipp_accel.kernels.reference.polar_search import polar_search as oracle
 from xmipp_accel.particle_alignment import polar
+from xmipp_accel.particle_alignment import search as search_module
 from xmipp_accel.particle_alignment.search import (
     PolarSearch,
     _derivatives,
@@ -40,6 +41,39 @@ def test_search_against_the_oracle(device, particles, references, rings, radius)
     # In float32 two nearly equal maxima may change places.
     same = (np.abs(psi - psi_index * 360 / search.n_psi) < 1e-3) & (shift == shift_index)
     assert same.mean() > 0.98
+
+
+def polar_best(grid, block, arguments):
+    """The CUDA kernel in NumPy."""
+    even_cosine, even_sine, odd_cosine, odd_sine, quarter, references, shifts, particles, *found = arguments
+    assert grid[0] * block[0] >= references * particles
+    shape = (quarter, references, shifts, particles)
+    ce, se, co, so = (a.reshape(shape) for a in (even_cosine, even_sine, odd_cosine, odd_sine))
+    psi = np.stack([ce + co + se + so, ce + co - se - so, ce - co + se - so, ce - co - se + so])
+    n_psi = 4 * (quarter - 1)
+    t = np.arange(quarter)
+    angles = np.stack([t, (n_psi - t) % n_psi, (n_psi // 2 + t) % n_psi, n_psi // 2 - t])
+    ordered = psi.transpose(2, 4, 0, 1, 3).reshape(references, particles, -1)
+    where = ordered.argmax(-1)
+    kind, time, shift = np.unravel_index(where, (4, quarter, shifts))
+    for target, values in zip(found, (ordered.max(-1), angles[kind, time], shift)):
+        target[...] = values
+
+
+def test_matrix_products_of_the_gpu_path(monkeypatch):
+    """The GPU's operands, multiplied by NumPy, lead to the CPU's result."""
+    rng = np.random.default_rng(7)
+    grid = polar.polar_grid(20, 5, 7, 2)
+    samples, coefficients = random_case(rng, 5, 9, grid)
+    arguments = (grid, coefficients, polar.ring_weights(grid), shift_grid(2, 1))
+    expected = PolarSearch(*arguments)(samples)
+    monkeypatch.setattr(search_module, "cuda_kernel", lambda *names: polar_best)
+    for memory in (1e9, 1e5):
+        search = PolarSearch(*arguments, memory=memory)
+        search._prepare_gpu(coefficients * (arguments[2][:, None] * grid.harmonic_weights).astype(np.float32))
+        score, psi, shift = search._search_gpu(samples, None)
+        np.testing.assert_allclose(score, expected[0], rtol=1e-4)
+        assert np.mean((psi * 360 / search.n_psi == expected[1]) & (shift == expected[2])) > 0.95
 
 
 def test_search_in_small_batches_is_the_same(device):

@@ -43,7 +43,7 @@ class PooledRanks:
 
     def __init__(self, scores, neighbours):
         self._neighbours = neighbours
-        self._sorted = np.sort(np.asarray(scores), axis=0).T
+        self._sorted = np.sort(np.ascontiguousarray(np.transpose(scores)), axis=1)
         self._excluded = np.isneginf(self._sorted).sum(axis=1)
 
     def weights(self, reference, scores) -> np.ndarray:
