@@ -89,8 +89,8 @@ class MotionCorrector:
             nodes = [np.arange(max(2, -(-(s - 1) // GRID_STEP) + 1)) * float(GRID_STEP) for s in self.shape]
             lengths = (float(len(self.shifts)), *map(float, self.shape))
             # Nodes beyond the border stay in the spline's domain; linear interpolation there is never used.
-            clipped = [np.minimum(node, s) for node, s in zip(nodes, self.shape)]
-            self._grid = bspline.evaluate_grid(control_points, np.arange(len(self.shifts)), *clipped, lengths)
+            y, x = (np.minimum(node, s) for node, s in zip(nodes, self.shape))
+            self._grid = bspline.evaluate_grid(control_points, np.arange(len(self.shifts)), y, x, lengths)
 
     def image(self, frame, t):
         """Corrected frame in real space."""
@@ -118,7 +118,7 @@ def corrected_averages(movie, frames, corrector, parameters, sampling_rate, firs
     sampling_rate : float
         A/px of the movie.
     first_frame : int
-        Number of the file's frames before the movie's first, which count for the exposure and for even and odd.
+        Number of the file's frames before the movie's first, which count for even and odd.
     on_frame : callable, optional
         Called after each frame.
 
@@ -133,8 +133,9 @@ def corrected_averages(movie, frames, corrector, parameters, sampling_rate, firs
     counts = [0, 0]
     dose = weighted = None
     if parameters.dose_per_frame > 0 and parameters.save_dose_weighted:
-        ends = parameters.pre_exposure + parameters.dose_per_frame * (first_frame + np.asarray(frames) + 1.0)
-        dose = DoseWeights(shape, sampling_rate, ends, parameters.voltage, xp)
+        # What all frames have received before cancels, since the noise keeps its power; so does the pre-exposure.
+        exposures = parameters.dose_per_frame * (np.asarray(frames) - frames[0])
+        dose = DoseWeights(shape, sampling_rate, exposures, parameters.voltage, xp)
         weighted = xp.zeros((shape[0], shape[1] // 2 + 1), dtype=xp.complex64)
     stack = []
     for k, t in enumerate(frames):

@@ -30,7 +30,7 @@ class DoseWeights:
     sampling_rate : float
         A/px.
     exposures : ndarray, shape (n,)
-        Of each frame that will be summed, at the frame's end, e/A^2.
+        Of each frame that will be summed, e/A^2; only their differences matter after :meth:`restoration`.
     voltage : float
         kV.
     xp : module

@@ -190,7 +190,7 @@ class _Run:
 
     def _write(self, movie, blank, motion, averages):
         p = self.parameters
-        shape = tuple(int(s) for s in movie.shape[1:])
+        shape = int(movie.shape[1]), int(movie.shape[2])
         out_rate = self.sampling_rate * shape[1] / binned_shape(shape, p.bin_factor)[1]
         outputs = self._write_images(averages, out_rate)
         bad = np.argwhere(movie.bad)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from xmipp_accel.io.publish import atomic_path
@@ -44,7 +46,7 @@ def write_xmd(path, result, blank=()):
     shifts = np.zeros((result.n_frames, 2))
     shifts[result.first_frame : result.first_frame + result.n_aligned] = result.shifts
     nt, ny, nx = coefficients.shape[:3]
-    blocks = {
+    blocks: dict[str, dict[str, Any]] = {
         "referenceFrame": {"ref": [result.reference_frame]},
         "localAlignment": {
             "localAlignmentPatches": [_vector(result.quality.get(f"patches_{a}", 0) for a in "xy")],

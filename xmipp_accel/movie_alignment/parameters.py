@@ -21,7 +21,13 @@ class MovieAlignmentParameters(Parameters):
     dose_per_frame: float = parameter(
         0.0, "Exposure of one frame; 0 disables dose weighting", unit="e/A^2", minimum=0
     )
-    pre_exposure: float = parameter(0.0, "Exposure before the movie's first frame", unit="e/A^2", minimum=0)
+    pre_exposure: float = parameter(
+        0.0,
+        "Exposure before the movie's first frame, passed on for polishing; in the dose-weighted average it"
+        " cancels, since that keeps the power of the noise",
+        unit="e/A^2",
+        minimum=0,
+    )
 
     first_frame: int = parameter(1, "First frame to align", minimum=1)
     last_frame: int = parameter(0, "Last frame to align; 0 is the movie's last", minimum=0)

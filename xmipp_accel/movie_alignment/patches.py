@@ -141,9 +141,8 @@ def measure_patches(images, grid, field, groups, weight, reach):
         rows = np.arange(first, min(n_patches, first + batch))
         spectra = cut_patches(images, grid, rows, field)
         total = spectra.sum(axis=1)
-        power = (spectra.real**2 + spectra.imag**2).sum(axis=1)
-        for p in range(len(rows)):
-            spectrum.add(abs(total[p]) ** 2, power[p], rings)
+        power = (spectra.real**2 + spectra.imag**2).sum(axis=(0, 1))
+        spectrum.add((total.real**2 + total.imag**2).sum(axis=0), power, rings, len(rows))
         single = (spectra * (total[:, None] - spectra).conj() * weights).sum(axis=0)
         added = correlate.derivatives(correlate.moments(single, fy, fx, np.zeros((n, 2))))
         gradient, curvature = gradient + added[0], curvature + added[1]
@@ -177,7 +176,8 @@ def cut_patches(images, grid, rows, field):
     rest = field[:, rows] + (moved - start[None]) * pixel
     patches = _cut(images, moved.swapaxes(0, 1).astype(np.int32), _window(size))
     spectra = fft_module(patches).rfft2(patches)
-    ey, ex = phases(*grid.frequencies, rest.swapaxes(0, 1).reshape(-1, 2), xp)
+    fy, fx = grid.frequencies
+    ey, ex = phases(fy, fx, rest.swapaxes(0, 1).reshape(-1, 2), xp)
     spectra *= ey.reshape(len(rows), n, size, 1)
     spectra *= ex.reshape(len(rows), n, 1, size // 2 + 1)
     return spectra

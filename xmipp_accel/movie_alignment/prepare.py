@@ -47,7 +47,7 @@ class PreparedMovie:
             frame -= self.dark
         if self.gain is not None:
             frame *= self.gain
-        if self._bad_index is not None:
+        if self._bad_index is not None and self._sources is not None:
             flat = frame.reshape(-1)
             fill = flat[self._sources[t % N_SOURCES]]
             flat[self._bad_index] = fill
@@ -84,9 +84,8 @@ def non_finite_pixels(raw):
 
 
 def blank_frames(movie):
-    """Indices of the frames without any contrast."""
-    rows = slice(None, None, max(1, movie.shape[1] // 512))
-    return [t for t in range(movie.shape[0]) if float(movie.frame(t)[rows].std()) == 0.0]
+    """Indices of the frames whose raw pixels are all equal."""
+    return [t for t, frame in enumerate(movie.raw) if float(frame.max()) == float(frame.min())]
 
 
 def outlier_pixels(average, bad, sigma):

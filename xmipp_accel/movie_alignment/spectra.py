@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from xmipp_accel.backend import array_module, fft_module, good_fft_size
+from xmipp_accel.backend import array_module, fft_module, good_fft_size, to_host
 
 HALF_AMPLITUDE = np.sqrt(1.0 / (2.0 * np.log(2.0)))
 
@@ -154,13 +154,13 @@ class SignalSpectrum:
         xp = array_module(radius)
         return xp.minimum((radius * (2 * self.n_rings)).astype(xp.int32), self.n_rings)
 
-    def add(self, total_power, frame_power, rings):
-        """Add |sum of frames|**2 and the sum of |frame|**2 over all images of (..., ky, kx)."""
+    def add(self, total_power, frame_power, rings, images=1):
+        """Add |sum of frames|**2 and the sum of |frame|**2, both (ky, kx), themselves summed over `images`."""
         xp = array_module(total_power)
         flat = rings.ravel()
-        for target, values in ((self._sum_power, total_power), (self._power, frame_power)):
-            target += _host(xp.bincount(flat, weights=values.ravel(), minlength=self.n_rings + 1))
-        self._count += _host(xp.bincount(flat, weights=(frame_power > 0).ravel(), minlength=self.n_rings + 1))
+        seen = (frame_power > 0).astype(frame_power.dtype) * images
+        for target, values in ((self._sum_power, total_power), (self._power, frame_power), (self._count, seen)):
+            target += to_host(xp.bincount(flat, weights=values.ravel(), minlength=self.n_rings + 1))
 
     def powers(self):
         """Signal and noise power (n_rings + 1,) of one frame; signal that is not significant is zero."""
@@ -203,10 +203,6 @@ class SignalSpectrum:
         weight = self.weights()
         deviation = np.sqrt((weight**2 * self._count * 2 * n * (n - 1) * power**2).sum())
         return float((weight * excess).sum() / deviation) if deviation > 0 else 0.0
-
-
-def _host(array):
-    return np.asarray(array.get() if hasattr(array, "get") else array, dtype=np.float64)
 
 
 def _running_mean(values, weights):

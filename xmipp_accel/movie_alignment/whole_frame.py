@@ -161,12 +161,11 @@ def _from_all_pairs(spectra, sampling_rate, max_shift, resolution):
         found.append(shifts)
         weights.append(np.trace(curvature, axis1=1, axis2=2))
         limit.append(at_limit)
-    weights = np.concatenate(weights)
-    weights = (weights / max(weights.max(initial=0.0), 1e-300)) ** 2
-    limit = np.concatenate(limit)
-    weights = np.where(limit, 1e-3 * weights, weights) + 1e-9
-    shifts, trusted = solve.shifts_from_pairs(i, j, np.concatenate(found), weights, n)
-    return shifts, float(trusted.mean()), float(limit.mean())
+    sharpness, touching = np.concatenate(weights), np.concatenate(limit)
+    certainty = (sharpness / max(sharpness.max(initial=0.0), 1e-300)) ** 2
+    certainty = np.where(touching, 1e-3 * certainty, certainty) + 1e-9
+    shifts, trusted = solve.shifts_from_pairs(i, j, np.concatenate(found), certainty, n)
+    return shifts, float(trusted.mean()), float(touching.mean())
 
 
 def _against_others(spectra, shifts, weight, search=0.0):

@@ -118,7 +118,7 @@ def simulate_movie(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(seed)
-    ny, nx = (size, size) if np.isscalar(size) else size
+    ny, nx = (size, size) if isinstance(size, int) else size
     gain, bad = _gain((ny, nx), dead_pixels, rng)
     hot = np.stack([rng.integers(0, ny, hot_pixels), rng.integers(0, nx, hot_pixels)], axis=1)
     truth = MovieTruth(

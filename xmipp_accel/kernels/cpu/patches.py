@@ -15,10 +15,8 @@ def _cut(images, starts, window, out):
         y0, x0 = starts[p, t, 0], starts[p, t, 1]
         total = 0.0
         for y in range(size):
-            line = np.float32(0.0)
             for x in range(size):
-                line += images[t, y0 + y, x0 + x]
-            total += line
+                total += images[t, y0 + y, x0 + x]
         mean = np.float32(total / (size * size))
         for y in range(size):
             for x in range(size):

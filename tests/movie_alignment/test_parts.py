@@ -1,0 +1,252 @@
+"""The stages of an alignment, one by one."""
+
+import numpy as np
+import pytest
+import scipy.fft
+
+from xmipp_accel.backend import to_host
+from xmipp_accel.errors import ProcessingError
+from xmipp_accel.movie_alignment import correlate, prepare, solve
+from xmipp_accel.movie_alignment.correct import translate_spectrum
+from xmipp_accel.movie_alignment.dose import DoseWeights, critical_exposure
+from xmipp_accel.movie_alignment.model import LocalModel, Stiffness, robust_factors
+from xmipp_accel.movie_alignment.patches import frame_groups, make_grid
+from xmipp_accel.movie_alignment.spectra import Spectra, crop_half_plane, frame_spectra, gaussian, smooth_size
+from xmipp_accel.movie_alignment.whole_frame import align_whole_frames
+
+
+def smooth_image(shape, rng, width=0.15):
+    k2 = np.fft.fftfreq(shape[0])[:, None] ** 2 + np.fft.rfftfreq(shape[1]) ** 2
+    return scipy.fft.irfft2(scipy.fft.rfft2(rng.normal(size=shape)) * np.exp(-k2 / (2 * width**2)), shape)
+
+
+def translated(image, shift):
+    fy, fx = np.fft.fftfreq(image.shape[0])[:, None], np.fft.rfftfreq(image.shape[1])
+    phase = np.exp(-2j * np.pi * (fy * shift[0] + fx * shift[1]))
+    return scipy.fft.irfft2(scipy.fft.rfft2(image) * phase, image.shape)
+
+
+def moving_frames(shape, shifts, rng, noise=0.5):
+    scene = smooth_image(shape, rng)
+    scene /= scene.std()
+    return np.stack([translated(scene, -s) + noise * rng.normal(size=shape) for s in shifts]).astype(np.float32)
+
+
+# --- preparation
+
+
+def test_dark_and_gain(device):
+    raw = np.arange(24, dtype=np.uint8).reshape(2, 3, 4)
+    gain, dark = np.full((3, 4), 2, np.float32), np.ones((3, 4), np.float32)
+    movie = prepare.PreparedMovie(device.asarray(raw), device.asarray(gain), device.asarray(dark))
+    np.testing.assert_array_equal(to_host(movie.frame(1)), (raw[1].astype(float) - 1) * 2)
+
+
+def test_outliers_are_found_and_their_neighbours_are_not(device):
+    rng = np.random.default_rng(0)
+    average = rng.poisson(100, (61, 73)).astype(np.float32)
+    average[10, 20], average[30, 0], average[60, 72], average[40, 40] = 400, 300, 500, 0
+    found = prepare.outlier_pixels(device.asarray(average), np.zeros((61, 73), bool), 6.0)
+    assert sorted(map(tuple, np.argwhere(found))) == [(10, 20), (30, 0), (40, 40), (60, 72)]
+    assert not prepare.outlier_pixels(device.asarray(average), found, 6.0).any()
+    assert prepare.outlier_pixels(device.asarray(average), np.zeros((61, 73), bool), 100.0).sum() == 0
+
+
+def test_sources_are_good_and_differ_between_frames():
+    bad = np.zeros((40, 50), bool)
+    bad[:, 7] = bad[3, 3] = bad[20:26, 30:36] = True
+    index, sources = prepare.repair_sources(bad)
+    np.testing.assert_array_equal(index, np.flatnonzero(bad))
+    assert not bad.ravel()[sources].any()
+    assert (sources[0] != sources[1]).all()
+    distance = np.hypot(
+        *(np.stack(np.unravel_index(sources, bad.shape)) - np.stack(np.unravel_index(index, bad.shape))[:, None])
+    )
+    assert distance.max() <= prepare.SOURCE_RADIUS
+
+
+def test_pixels_inside_wide_defects_have_sources_too():
+    bad = np.zeros((60, 60), bool)
+    bad[:30] = True
+    assert not bad.ravel()[prepare.repair_sources(bad)[1]].any()
+
+
+def test_mostly_bad_frames_are_refused():
+    movie = prepare.PreparedMovie(np.ones((2, 4, 4), np.uint8))
+    with pytest.raises(ProcessingError, match="75 % of the pixels"):
+        movie.repair(np.arange(16).reshape(4, 4) >= 4)
+
+
+# --- spectra
+
+
+@pytest.mark.parametrize("shape", [(64, 96), (61, 67)])
+def test_cropped_spectra_are_those_of_the_frame(device, shape):
+    rng = np.random.default_rng(0)
+    raw = rng.normal(size=(2, *shape)).astype(np.float32)
+    spectra = frame_spectra(prepare.PreparedMovie(device.asarray(raw)), [1], 0.2)
+    ny, nx = spectra.extent
+    assert (ny, nx) == tuple(smooth_size(s) for s in shape)
+    y0, x0 = (shape[0] - ny) // 2, (shape[1] - nx) // 2
+    full = np.fft.rfft2(raw[1, y0 : y0 + ny, x0 : x0 + nx])
+    data = to_host(spectra.data[0])
+    assert spectra.shape[0] < ny
+    for ky, kx in ((1, 1), (-3, 2), (5, 7)):
+        assert data[ky, kx] == pytest.approx(full[ky, kx], rel=1e-4)
+        assert spectra.fy[ky] == pytest.approx(ky / ny)
+    assert not data[0].any()
+    assert not data[:, 0].any()
+
+
+def test_crop_keeps_band_limited_images():
+    image = smooth_image((48, 60), np.random.default_rng(0), width=0.03)
+    small = scipy.fft.irfft2(crop_half_plane(scipy.fft.rfft2(image), (48, 60), (24, 30)), (24, 30)) / 4
+    np.testing.assert_allclose(small, image[::2, ::2], atol=2e-3 * image.std())
+
+
+def test_half_amplitude_of_the_filter():
+    """Both images are filtered, so their product has a quarter."""
+    assert gaussian(np.array([1.5 / 30]), 30.0, 1.5)[0] == pytest.approx(0.25, rel=1e-6)
+
+
+# --- correlation
+
+
+def test_window_and_newton_find_the_shift(device):
+    rng = np.random.default_rng(1)
+    image = smooth_image((64, 80), rng, 0.1)
+    shift = np.array([3.37, -5.21])
+    a, b = scipy.fft.rfft2(translated(image, -shift)), scipy.fft.rfft2(image)
+    weight = np.full(a.shape, 2.0)
+    weight[:, 0] = 1
+    cross = device.asarray((a * b.conj() * weight)[None].astype(np.complex64))
+    fy, fx = np.fft.fftfreq(64), np.fft.rfftfreq(80)
+    start, at_limit = correlate.window_maximum(cross, fy, fx, 12.0, (1.0, 1.0))
+    assert np.abs(start[0] - shift).max() < 1
+    assert not at_limit[0]
+    found, curvature = correlate.newton(cross, fy, fx, start)
+    np.testing.assert_allclose(found[0], shift, atol=1e-3)
+    assert (np.linalg.eigvalsh(curvature[0]) > 0).all()
+    assert correlate.window_maximum(cross, fy, fx, 6.5, (1.0, 1.0))[1][0]
+
+
+def test_untrusted_steps_give_no_information():
+    rng = np.random.default_rng(0)
+    cross = (rng.normal(size=(5, 16, 9)) + 1j * rng.normal(size=(5, 16, 9))).astype(np.complex64)
+    start = np.zeros((5, 2))
+    found, curvature = correlate.newton(cross, np.fft.fftfreq(16), np.fft.rfftfreq(16), start, reach=0.0)
+    assert not found.any()
+    assert not curvature.any()
+
+
+# --- solving
+
+
+def test_pairs_with_many_outliers():
+    rng = np.random.default_rng(0)
+    truth = rng.normal(0, 5, (12, 2))
+    i, j = solve.frame_pairs(12)
+    pairs = truth[i] - truth[j] + 0.01 * rng.normal(size=(len(i), 2))
+    wrong = rng.permutation(len(i))[: len(i) // 3]
+    pairs[wrong] = rng.uniform(-30, 30, (len(wrong), 2))
+    shifts, trusted = solve.shifts_from_pairs(i, j, pairs, np.ones(len(i)), 12)
+    np.testing.assert_allclose(shifts, truth - truth.mean(axis=0), atol=0.02)
+    assert trusted[wrong].max() == 0.0
+
+
+def test_whole_frames(device):
+    rng = np.random.default_rng(3)
+    shifts = np.cumsum(rng.normal(0, 1.2, (8, 2)), axis=0)
+    frames = moving_frames((96, 120), shifts, rng)
+    spectra = frame_spectra(prepare.PreparedMovie(device.asarray(frames)), range(8), 0.5)
+    found = align_whole_frames(spectra, 2.0, 40.0)
+    np.testing.assert_allclose(found.shifts, shifts - shifts.mean(axis=0), atol=0.05)
+    assert 0.002 < found.errors.mean() < 0.1
+    assert found.spectrum.detection() > 50
+
+
+# --- local model
+
+
+def local_truth(positions, times, lengths):
+    y, x = positions[:, 0] / lengths[1] - 0.5, positions[:, 1] / lengths[2] - 0.5
+    growth = (np.asarray(times) / lengths[0])[None, :, None]
+    return growth * np.stack([3 * x + 2 * y * y, -2 * y + x * y], axis=-1)[:, None]
+
+
+def test_cross_validation_tells_motion_from_noise():
+    rng = np.random.default_rng(0)
+    lengths, times = (10.0, 500.0, 600.0), np.arange(10)
+    grid = make_grid((500, 600), (500, 600), (0, 0), 150, (5, 6))
+    model = LocalModel((4, 5, 5), lengths, grid.positions, (150, 150), times)
+    truth = local_truth(grid.positions, times, lengths)
+    noise = rng.normal(0, 0.1, truth.shape)
+    information = np.full(truth.shape, 100.0)
+    stiffness, gain = model.choose_stiffness(truth + noise, information)
+    assert gain > 0.5
+    fitted = model.predict(model.fit(truth + noise, information, stiffness))
+    centred = truth - truth.mean(axis=0)
+    assert np.sqrt(((fitted - centred) ** 2).mean()) < 0.05
+    assert (
+        np.abs(model.predict(model.fit(truth + noise, information, Stiffness(1e-4, 1e-4))) - centred).max() > 0.1
+    )
+    assert model.choose_stiffness(noise, information)[1] < 0.02
+
+
+def test_one_bad_patch_is_discounted():
+    residuals = np.full((20, 3, 2), 0.1)
+    residuals[4, 1] = 5.0
+    factors = robust_factors(residuals, np.ones(residuals.shape))
+    assert factors[4, 1] < 0.1
+    assert factors[3, 1] == 1.0
+
+
+def test_patches_cover_the_frame():
+    grid = make_grid((300, 400), (600, 800), (2, 4), 128.0)
+    assert grid.size == 64
+    assert grid.centres_y[0] == 2 + 64
+    assert grid.centres_y[-1] == 2 + 600 - 64
+    assert np.diff(grid.centres_x).max() <= 64 + 1e-9
+
+
+def test_groups():
+    assert [len(g) for g in frame_groups(12, 3)] == [3, 3, 3, 3]
+    assert len(frame_groups(5, 10)) == 3
+    assert len(frame_groups(5, 1)) == 5
+
+
+# --- averages
+
+
+@pytest.mark.parametrize("shift", [(2.0, -3.0), (-4.0, 1.0)])
+def test_translation_mirrors_at_the_border(device, shift):
+    rng = np.random.default_rng(0)
+    image = rng.normal(size=(30, 41)).astype(np.float32)
+    moved = scipy.fft.irfft2(to_host(translate_spectrum(device.asarray(image).copy(), shift)), image.shape)
+    dy, dx = (int(s) for s in shift)
+    padded = np.pad(image, 8, mode="reflect")
+    np.testing.assert_allclose(moved, padded[8 - dy : 38 - dy, 8 - dx : 49 - dx], atol=1e-5)
+
+
+def test_critical_exposure():
+    """Published values at 300 kV; smaller voltages do more damage."""
+    assert critical_exposure(1 / 3.0) == pytest.approx(0.24499 * 3**1.6649 + 2.8141)
+    assert critical_exposure(0.1, 200.0) / critical_exposure(0.1) == pytest.approx(0.8)
+    assert critical_exposure(0.1, 100.0) / critical_exposure(0.1) == pytest.approx(0.64)
+    assert np.isinf(critical_exposure(0.0))
+
+
+def test_dose_weights_keep_the_noise_power(device):
+    exposures = np.arange(1, 6) * 8.0
+    weights = DoseWeights((32, 32), 1.0, exposures, 300.0, device.xp)
+    all_weights = np.stack([to_host(weights.weight(k)) for k in range(5)])
+    assert (np.diff(all_weights[:, 10, 10]) < 0).all()
+    np.testing.assert_allclose(all_weights[:, 0, 0], 1.0)
+    variance = (all_weights**2).sum(axis=0) * to_host(weights.restoration()) ** 2
+    np.testing.assert_allclose(variance, 1 / 5, rtol=1e-4)
+
+
+def test_spectra_object_crops(device):
+    spectra = Spectra(device.asarray(np.ones((1, 32, 17), np.complex64)), (32, 32), (32, 32))
+    assert spectra.crop(0.5) is spectra
+    assert spectra.crop(0.2).shape == (16, 16)
