@@ -1,4 +1,3 @@
-import imagecodecs
 import numpy as np
 import pytest
 
@@ -7,6 +6,8 @@ from xmipp_accel.errors import InputFileError, ParameterError
 from xmipp_accel.io.movies import open_movie
 from xmipp_accel.kernels.cpu import eer as kernel
 from xmipp_accel.kernels.reference import eer as oracle
+
+imagecodecs = pytest.importorskip("imagecodecs")
 
 SENSOR = (16, 17)
 CODINGS = [(65000, (8, 2, 2)), (65001, (7, 2, 2)), (65002, (6, 1, 2)), (65002, (5, 3, 4))]

@@ -10,7 +10,6 @@ import tracemalloc
 
 import numpy as np
 import pytest
-import tifffile
 
 from tests.io.samples import (
     SHAPE,
@@ -27,6 +26,9 @@ from xmipp_accel.io.ifd import STRIP_BYTE_COUNTS, STRIP_OFFSETS, DirectoryReader
 from xmipp_accel.io.images import read_stack
 from xmipp_accel.io.movies import open_movie
 from xmipp_accel.io.particles import Particles, read_particles, write_particles
+
+tifffile = pytest.importorskip("tifffile")
+pytest.importorskip("imagecodecs")
 
 CASES, CUTS = 2000, 300
 LONGEST = 2.0  # s

@@ -1,11 +1,12 @@
 import numpy as np
 import pytest
-import tifffile
 
 from tests.io.samples import counts, mrc_bytes
 from xmipp_accel.errors import InputFileError, ParameterError
 from xmipp_accel.io.gains import read_dark, read_defects, read_gain
 from xmipp_accel.io.images import write_image, write_stack
+
+tifffile = pytest.importorskip("tifffile")
 
 SHAPE = (6, 8)
 

@@ -1,4 +1,3 @@
-import mrcfile
 import numpy as np
 import pytest
 
@@ -8,6 +7,8 @@ from xmipp_accel.io import mrc
 from xmipp_accel.io.images import write_image, write_stack
 from xmipp_accel.io.movies import open_movie
 from xmipp_accel.io.volumes import write_volume
+
+mrcfile = pytest.importorskip("mrcfile")
 
 MODES = {0: np.int8, 1: np.int16, 2: np.float32, 6: np.uint16, 12: np.float16}
 

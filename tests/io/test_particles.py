@@ -243,6 +243,12 @@ def test_what_is_not_known_is_not_written(folder, suffix):
         assert label not in text, label
 
 
+def test_paths_are_written_absolute(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    write_particles("out.star", Particles(stack=["a.mrcs"], index=[1]))
+    assert read_blocks("out.star")["particles"]["rlnImageName"] == [f"000002@{folder}/a.mrcs"]
+
+
 def test_groups_of_equal_optics_are_written_once(folder):
     write_particles(folder / "out.star", _full(folder))
     blocks = read_blocks(folder / "out.star")

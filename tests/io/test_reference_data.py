@@ -4,7 +4,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import tifffile
 
 from tests.shared_data import SHARED, shared_path
 from xmipp_accel.errors import InputFileError
@@ -13,6 +12,9 @@ from xmipp_accel.io.movies import open_movie
 from xmipp_accel.io.particles import read_particles
 from xmipp_accel.io.tables import read_blocks
 from xmipp_accel.io.volumes import read_volume
+
+tifffile = pytest.importorskip("tifffile")
+pytest.importorskip("imagecodecs")
 
 CUBE = (64, 64, 64)
 MOVIES = {

@@ -1,4 +1,3 @@
-import emtable
 import numpy as np
 import pytest
 
@@ -76,6 +75,7 @@ def test_windows_line_ends_and_a_trailing_comment(tmp_path):
         ("data_a\nloop_\n_b 1\n1\n", "a label in line 3"),
         ("data_a\nloop_\n_b\n'open\n", "a closing quotation mark"),
         ("data_a\nloop_\n_b@c\n1\n", "a new label"),
+        ("data_a\nloop_\n_b #1x1@c\n2@c\n", "an image name behind it"),
         ("data_a\nloop_\n", "labels after loop_"),
         ("hello\ndata_a\n", "before the first block"),
         ("# nothing\n", "begins with data_"),
@@ -122,6 +122,7 @@ def test_blocks_survive_the_round_trip(tmp_path, name):
 
 @pytest.mark.parametrize("name", ["a.star", "a.xmd"])
 def test_emtable_reads_what_is_written(tmp_path, name):
+    emtable = pytest.importorskip("emtable")
     columns = {"rlnB": np.array([0.5, 1.5]), "rlnC": ["two words", "u"]}
     blocks = {"optics": {"rlnA": np.array([1, 2])}, "particles": columns}
     write_blocks(tmp_path / name, blocks)
@@ -134,6 +135,7 @@ def test_emtable_reads_what_is_written(tmp_path, name):
 
 
 def test_what_emtable_writes_is_read(tmp_path):
+    emtable = pytest.importorskip("emtable")
     table = emtable.Table(columns=["rlnImageName", "rlnAnglePsi"])
     for row in (("000001@a.mrcs", 1.5), ("000002@a.mrcs", -2.0)):
         table.addRow(*row)

@@ -2,13 +2,15 @@ import struct
 
 import numpy as np
 import pytest
-import tifffile
 
 from tests.io.samples import SHAPE, counts
 from xmipp_accel.errors import InputFileError
 from xmipp_accel.io import tiff
 from xmipp_accel.io.images import read_image, read_stack, write_image, write_stack
 from xmipp_accel.io.movies import open_movie
+
+tifffile = pytest.importorskip("tifffile")
+pytest.importorskip("imagecodecs")
 
 COMPRESSIONS = {None: 1, "lzw": 5, "zlib": 8, "zstd": 50000, "packbits": 32773}
 

@@ -216,5 +216,8 @@ def write_particles(path, particles: Particles):
     (tilt + 180, -psi, -shift_x).
     """
     dialect = relion if Path(path).suffix.lower() == ".star" else xmipp
-    names = [f"{index + 1:06d}@{stack}" for index, stack in zip(particles.index.tolist(), particles.stack)]
+    absolute = {stack: os.path.abspath(stack) for stack in set(particles.stack)}
+    names = [
+        f"{index + 1:06d}@{absolute[stack]}" for index, stack in zip(particles.index.tolist(), particles.stack)
+    ]
     tables.write_blocks(path, dialect.particle_blocks(particles, names))

@@ -100,6 +100,8 @@ class _Parser:
             self.fail(number, "a new label", repr(tokens[0][:40]))
         if len(tokens) != (1 if self.loop else 2):
             self.fail(number, "a label" if self.loop else "a label and its value", repr(line[:40]))
+        if self.loop and "@" in line:
+            self.fail(number, "a label", f"an image name behind it: {line[:60]!r}")
         self.labels.append(tokens[0][1:])
         self.values.extend(tokens[1:])
 
@@ -139,9 +141,9 @@ def _typed(column):
     # Python's numbers may contain underscores and foreign digits; those of STAR files may not.
     text = "".join(column)
     if column and text.isascii() and "_" not in text:
-        for dtype in (np.int64, np.float64):
+        for kind, dtype in ((int, np.int64), (float, np.float64)):
             try:
-                return np.array(column).astype(dtype)
+                return np.array([kind(value) for value in column], dtype=dtype)
             except (ValueError, OverflowError):
                 continue
     return list(column)
