@@ -340,3 +340,12 @@ def test_equivalent_directions_by_symmetry(tmp_path):
     group = symmetry_matrices("c2")
     assert (simulated.direction_errors(truth, found, group) < 6).all()
     assert viewing_directions(found.rot, found.tilt).shape == (8, 3)
+
+
+def test_without_any_match_empty_tables_are_written(data, align):
+    nothing = np.zeros((12, align()[0].n_references), bool)
+    result = AlignSignificantExecutor(AlignSignificantParameters(angular_sampling=15)).align(
+        data["plain"], data["volume"], data["volume"].parent / "empty", candidate_mask=nothing
+    )
+    assert result.n_rows == result.n_aligned == 0 and result.mean_cc == 0
+    assert (data["volume"].parent / "empty" / "aligned.json").is_file()

@@ -110,8 +110,9 @@ def _pose_columns(references, reference, pose, mirrored):
         psi, shift_x = np.where(mirrored, -psi, psi), np.where(mirrored, -shift_x, shift_x)
         flip = mirrored
     else:
-        other = opposite_view(rot, tilt, pose[:, 0] - references.psi[reference])
-        rot, tilt, psi = (np.where(mirrored, *values) for values in zip(other, (rot, tilt, psi)))
+        if mirrored.any():
+            turned = (pose[:, 0] - references.psi[reference])[mirrored]
+            rot[mirrored], tilt[mirrored], psi[mirrored] = opposite_view(rot[mirrored], tilt[mirrored], turned)
         flip = np.zeros(len(mirrored), bool)
     psi = (psi + 180.0) % 360.0 - 180.0
     return dict(rot=rot, tilt=tilt, psi=psi, shift_y=pose[:, 1], shift_x=shift_x, flip=flip)
