@@ -10,7 +10,8 @@ from xmipp_accel.backend import array_module, cuda_kernel, fft_module, good_fft_
 from xmipp_accel.movie_alignment import correlate
 from xmipp_accel.movie_alignment.spectra import SignalSpectrum, phases
 
-BATCH_BYTES = 48 << 20
+# Bytes of spectra at a time: near the cache on a CPU, few launches on a GPU.
+HOST_BATCH, DEVICE_BATCH = 32 << 20, 512 << 20
 THREADS = 256
 
 
@@ -136,20 +137,21 @@ def measure_patches(images, grid, field, groups, weight, reach):
     rings = spectrum.rings(radius)
     shifts, information = np.zeros((n_patches, len(groups), 2)), np.zeros((n_patches, len(groups), 2, 2))
     gradient, curvature = np.zeros((n, 2)), np.zeros((n, 2, 2))
-    batch = max(1, BATCH_BYTES // (n * grid.size * (grid.size // 2 + 1) * 8))
+    room = HOST_BATCH if xp is np else DEVICE_BATCH
+    batch = max(1, room // (n * grid.size * (grid.size // 2 + 1) * 8))
     for first in range(0, n_patches, batch):
         rows = np.arange(first, min(n_patches, first + batch))
         spectra = cut_patches(images, grid, rows, field)
         total = spectra.sum(axis=1)
         power = (spectra.real**2 + spectra.imag**2).sum(axis=(0, 1))
         spectrum.add((total.real**2 + total.imag**2).sum(axis=0), power, rings, len(rows))
-        single = (spectra * (total[:, None] - spectra).conj() * weights).sum(axis=0)
-        added = correlate.derivatives(correlate.moments(single, fy, fx, np.zeros((n, 2))))
-        gradient, curvature = gradient + added[0], curvature + added[1]
-        summed = spectra
+        cross = spectra * (total[:, None] - spectra).conj() * weights
+        slope, bend = correlate.derivatives(correlate.moments(cross.sum(axis=0), fy, fx, np.zeros((n, 2))))
+        gradient, curvature = gradient + slope, curvature + bend
         if len(groups) < n:
             summed = xp.stack([spectra[:, g[0] : g[-1] + 1].sum(axis=1) for g in groups], axis=1)
-        cross = (summed * (total[:, None] - summed).conj() * weights).reshape(-1, len(fy), len(fx))
+            cross = summed * (total[:, None] - summed).conj() * weights
+        cross = cross.reshape(-1, len(fy), len(fx))
         found, sharpness = correlate.newton(cross, fy, fx, np.zeros((len(cross), 2)), reach=reach)
         variance = correlate.gradient_variance(cross.real**2 + cross.imag**2, fy, fx)
         shifts[rows] = found.reshape(len(rows), -1, 2)
