@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 
+from tests.io.samples import eer_bytes, electron_events
 from tests.shared_data import shared_path
 from xmipp_accel.backend import CPU
 from xmipp_accel.errors import InputFileError, ParameterError, ProcessingError
@@ -281,18 +282,15 @@ def test_float16(small, usual):
     assert (small.out / result.outputs["unweighted"]).stat().st_size < 0.6 * image.size * 4
 
 
-def test_eer_parameters_reach_the_reader(small, monkeypatch):
-    from xmipp_accel.movie_alignment import executor
-
-    seen = []
-
-    def spy(path, eer_frames, eer_upsampling):
-        seen.append((eer_frames, eer_upsampling))
-        return open_movie(path)
-
-    monkeypatch.setattr(executor, "open_movie", spy)
-    small.align(eer_frames=17, eer_upsampling=2, local_alignment=False)
-    assert seen == [(17, 2)]
+def test_eer_movies(tmp_path):
+    path = tmp_path / "movie.eer"
+    path.write_bytes(eer_bytes(electron_events((13, 64, 96), 0.2), (64, 96)))
+    for frames, upsampling, group in ((6, 1, 2), (4, 2, 3)):
+        result = process(path, eer_frames=frames, eer_upsampling=upsampling, sampling_rate=1.0)
+        assert result.n_frames == frames
+        assert result.shape == (64 * upsampling, 96 * upsampling)
+        general = read_blocks(tmp_path / "out" / "movie.star")["general"]
+        assert (general["rlnEERGrouping"][0], general["rlnEERUpsampling"][0]) == (group, upsampling)
 
 
 # --- what cannot be aligned

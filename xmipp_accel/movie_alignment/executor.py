@@ -12,7 +12,9 @@ import numpy as np
 
 from xmipp_accel.backend import CPU
 from xmipp_accel.errors import InputFileError, ParameterError, ProcessingError
+from xmipp_accel.io import eer
 from xmipp_accel.io.gains import read_dark, read_defects, read_gain
+from xmipp_accel.io.ifd import DirectoryReader
 from xmipp_accel.io.images import write_image, write_stack
 from xmipp_accel.io.movies import open_movie
 from xmipp_accel.io.publish import write_json
@@ -159,6 +161,12 @@ class _Run:
             )
         return movie, blank
 
+    def _eer_grouping(self):
+        directories = DirectoryReader(self.path) if self.path.suffix.lower() == ".eer" else None
+        if directories is None:
+            return 0
+        return eer.read_header(directories, self.parameters.eer_frames, self.parameters.eer_upsampling).group
+
     def _range(self, first, last, lowest, highest):
         if first > highest or (last or highest) > highest or first > (last or highest):
             found = f"frames {first} to {last or 'the last'}"
@@ -212,7 +220,7 @@ class _Run:
         metadata.write_xmd(self.folder / outputs["xmd"], result, blank)
         gain, defects = self.executor.reference_paths
         numbers["relion_model_rms"] = metadata.write_relion_star(
-            self.folder / outputs["star"], result, gain, defects, bad
+            self.folder / outputs["star"], result, gain, defects, bad, self._eer_grouping()
         )
         return result
 

@@ -132,7 +132,7 @@ def relion_polynomial(result):
     return np.concatenate([fit[:, 1], fit[:, 0]]), shifts, rms
 
 
-def write_relion_star(path, result, gain="", defects="", bad_pixels=()):
+def write_relion_star(path, result, gain="", defects="", bad_pixels=(), eer_grouping=0):
     """Write the metadata from which RELION's polishing starts.
 
     Parameters
@@ -143,6 +143,8 @@ def write_relion_star(path, result, gain="", defects="", bad_pixels=()):
         Paths, if any.
     bad_pixels : sequence of (y, x)
         Written as hot pixels.
+    eer_grouping : int
+        Camera frames in each frame of an EER movie; 0 for other movies.
 
     Returns
     -------
@@ -150,7 +152,7 @@ def write_relion_star(path, result, gain="", defects="", bad_pixels=()):
         Rms (px) of the local motion that RELION's polynomial cannot follow.
     """
     coefficients, shifts, rms = relion_polynomial(result)
-    text = _general(result, gain, defects)
+    text = _general(result, gain, defects, eer_grouping)
     frames = np.full((result.n_frames, 2), NOT_OBSERVED)
     frames[result.first_frame : result.first_frame + result.n_aligned] = shifts
     rows = [f"{k + 1} {x:.6f} {y:.6f}" for k, (y, x) in enumerate(frames)]
@@ -166,7 +168,7 @@ def write_relion_star(path, result, gain="", defects="", bad_pixels=()):
     return rms
 
 
-def _general(result, gain, defects):
+def _general(result, gain, defects, eer_grouping):
     p = result.parameters
     values = {
         "rlnImageSizeX": result.shape[1],
@@ -182,9 +184,9 @@ def _general(result, gain, defects):
         "rlnVoltage": f"{p['voltage']:.6f}",
         "rlnMicrographStartFrame": result.first_frame + 1,
     }
-    if result.movie.lower().endswith(".eer"):
+    if eer_grouping:
         values["rlnEERUpsampling"] = p["eer_upsampling"]
-        values["rlnEERGrouping"] = max(1, int(result.quality.get("eer_grouping", 1)))
+        values["rlnEERGrouping"] = eer_grouping
     values["rlnMotionModelVersion"] = 1 if result.control_points.size else 0
     # RELION wants this block as a list, without loop_.
     lines = [f"_{key} {_quoted(value)}" for key, value in values.items() if value != ""]

@@ -89,7 +89,7 @@ class MovieAlignmentParameters(Parameters):
     )
     eer_frames: int = parameter(40, "Number of frames that an EER file is divided into", minimum=1)
     eer_upsampling: int = parameter(
-        1, "EER pixels a detector pixel is divided into, along each axis", choices=(1, 2, 4)
+        1, "EER pixels a detector pixel is divided into, along each axis", choices=(1, 2)
     )
 
     save_unweighted: bool = parameter(True, "Write the average without dose weighting")
