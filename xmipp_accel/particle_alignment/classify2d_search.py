@@ -137,17 +137,19 @@ def search(particles, model, space: SearchGrid, count: int, membership=None, mir
     for first in range(0, len(particles), block):
         part = slice(first, first + block)
         rings = particles.coefficients[part, : space.n_rings, : space.n_harmonics]
-        spectrum = xp.matmul(xp.ascontiguousarray(rings.transpose(2, 0, 1)), templates)
-        flat = spectrum.reshape(space.n_harmonics, -1)
-        even, odd = cosine @ flat.real, sine @ flat.imag
+        rings = xp.ascontiguousarray(rings.transpose(2, 0, 1))
+        real_rows = xp.concatenate([rings.real, -rings.imag], axis=2)
+        imaginary_rows = xp.concatenate([rings.imag, rings.real], axis=2)
+        # Real products: a strided real part of a complex one would miss the fast matrix product below.
+        even = cosine @ xp.matmul(real_rows, templates).reshape(space.n_harmonics, -1)
+        odd = sine @ xp.matmul(imaginary_rows, templates).reshape(space.n_harmonics, -1)
         # The turns theta and -theta share both products: their scores are even - odd and even + odd.
-        peak = (even + xp.abs(odd)).max(axis=0).reshape(-1, n_sets, n_shifts, n_classes)
-        peak = peak.transpose(0, 3, 1, 2).reshape(len(rings), n_classes, n_sets * n_shifts)
+        peak = (even + xp.abs(odd)).max(axis=0).reshape(-1, n_sets * n_shifts, n_classes).transpose(0, 2, 1)
         place = peak.argmax(axis=2)
         score = xp.take_along_axis(peak, place[..., None], 2)[..., 0] + offsets[part]
         top = xp.argsort(-score, axis=1)[:, :count]
         place = xp.take_along_axis(place, top, 1)
-        column = xp.arange(len(rings))[:, None] * templates.shape[-1] + place * n_classes + top
+        column = xp.arange(rings.shape[1])[:, None] * templates.shape[-1] + place * n_classes + top
         half = space.n_turns // 2 + 1
         turn = xp.concatenate([even[:, column] - odd[:, column], even[:, column] + odd[:, column]]).argmax(axis=0)
         turn = xp.where(turn < half, turn, half - turn)
@@ -159,7 +161,12 @@ def search(particles, model, space: SearchGrid, count: int, membership=None, mir
 
 
 def _shifted_templates(model, space, mirrors):
-    """Conjugated templates, shifted back, (Q, K, sets * S * C) complex64, times the harmonics' weights."""
+    """Conjugated templates, shifted back, times the harmonics' weights.
+
+    Returns
+    -------
+    (Q, 2 K, sets * S * C) float32 array; the real parts of all rings precede the imaginary ones.
+    """
     xp, grid = array_module(model.averages), model.grid
     samples = samples_from_coefficients(model.averages * model.weights[:, :, None], grid)[:, : space.n_rings]
     phases = shift_phases(grid, -space.shifts, xp)[:, : space.n_rings]
@@ -168,7 +175,9 @@ def _shifted_templates(model, space, mirrors):
     sets = [shifted.conj(), shifted] if mirrors else [shifted.conj()]
     stacked = xp.concatenate([s.reshape((-1,) + s.shape[2:]) for s in sets])
     stacked = stacked * xp.asarray(grid.harmonic_weights[: space.n_harmonics].astype(np.float32))
-    return xp.ascontiguousarray(stacked.transpose(2, 1, 0))
+    # The copy to C order matters: concatenation keeps the order of its input, which matmul is slow with.
+    stacked = xp.ascontiguousarray(stacked.transpose(2, 1, 0))
+    return xp.ascontiguousarray(xp.concatenate([stacked.real, stacked.imag], axis=1))
 
 
 def _turn_matrices(space, xp):
