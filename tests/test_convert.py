@@ -189,6 +189,7 @@ def test_the_averages_of_classes_become_references(folder):
     assert references.stack == [str(folder / "b.mrcs")] * 2
     assert sorted(references.index) == [0, 1] and not references.has_ctf and not references.has_pose
     assert references.sampling_rate == 1.25
+    assert not references.tilt.any(), "the particles' directions are not those of the averages"
 
 
 def test_sizes_and_sampling_rates_are_compared(folder):

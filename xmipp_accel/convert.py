@@ -6,7 +6,6 @@ ALIGN_2D stores ``[F Rz(psi) | s]`` directly, with F the mirror of x; ALIGN_PROJ
 
 from __future__ import annotations
 
-import dataclasses
 import os
 from pathlib import Path
 
@@ -210,17 +209,11 @@ def references_from_set(references) -> Particles:
     """Read averages, or the averages of 2D classes, into arrays; those with projection directions keep them."""
     if not isinstance(references, SetOfClasses2D):
         return particles_from_set(references)
-    particles = particles_from_set(references.getImages())
     places = [group.getRepresentative().getLocation() for group in references.iterItems()]
-    averages = particles.take(np.zeros(len(places), dtype=np.int64))
-    return dataclasses.replace(
-        averages,
+    return Particles(
         stack=[os.path.abspath(name.split(":")[0]) for _, name in places],
-        index=np.array([max(0, index - 1) for index, _ in places], dtype=np.int64),
-        item_id=np.arange(1, len(places) + 1),
-        class_id=np.zeros(len(places), dtype=np.int64),
-        has_ctf=False,
-        has_pose=False,
+        index=np.array([max(0, index - 1) for index, _ in places]),
+        sampling_rate=float(references.getSamplingRate()),
     )
 
 

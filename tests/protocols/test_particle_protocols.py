@@ -298,14 +298,15 @@ def test_inputs_that_do_not_fit_are_refused_before_the_run(project, imported, cl
 
 
 def test_another_protocol_takes_the_classes(project, classified):  # noqa: F811
-    from pwem.protocols import ProtSubSet
+    from pwem.protocols.protocol_classes_selector import ProtClassesSelector
 
     run = launch(
         project,
-        ProtSubSet,
-        inputFullSet=output_pointer(classified, "outputClasses"),
-        chooseAtRandom=True,
-        nElements=1,
+        ProtClassesSelector,
+        inputClasses=output_pointer(classified, "outputClasses"),
+        firstNElements=1,
     )
     assert run.isFinished(), log_of(run)
-    assert run.outputClasses.getSize() == 1
+    sizes = [group.getSize() for group in classified.outputClasses.iterItems()]
+    assert run.output.getSize() == max(sizes)
+    assert run.output.hasCTF()
