@@ -27,6 +27,8 @@ from xmipp_accel.particle_alignment.polar import angular_coefficients, samples_f
 
 _CANDIDATES = 3
 _LEAST_WEIGHT = 1e-3
+_REFERENCE_WEIGHT = 20.0  # particles that an initial reference counts for, until it is replaced by its own
+_STANDSTILL = 1e-4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,8 +41,8 @@ class Sums:
     denominator : (C, K) float32 array
     residual : (K,) float64 host array
         Noise power relative to the background's.
-    membership : (m, C) float32 array
-        Share of each particle in each class.
+    membership : (m, C) float32 array or None
+        Share of each particle in each class, where the particles are still at hand.
     """
 
     numerator: Any
@@ -176,7 +178,7 @@ class Classifier:
         return State(model, self.assign(particles, model, sums.membership), sums.membership)
 
     def _misfits(self, label, deficit, total, count):
-        """Classes drawn with odds that grow with how much their members miss of the score that they should have."""
+        """Classes drawn with odds that grow with what their members miss of the score that they should have."""
         missing = np.bincount(label, np.maximum(deficit, 0.0), minlength=total)
         missing[np.bincount(label, minlength=total) < 4] = 0.0
         possible = np.flatnonzero(missing)
@@ -203,6 +205,53 @@ class Classifier:
                 breath //= 2
         return state
 
+    def seed_from(self, particles, references) -> State:
+        """Start from reference images, prepared like particles, whose scale is unknown."""
+        expected = signal_power(particles) * particles.noise_energy
+        scale = np.sqrt(expected.sum() / np.maximum(to_host(references.energy).sum(axis=1), 1e-30))
+        xp = array_module(particles.samples)
+        share = _REFERENCE_WEIGHT * particles.ctf2.mean(axis=0)
+        numerator = references.coefficients * xp.asarray(scale.astype(np.float32))[:, None, None] * share[:, None]
+        denominator = xp.tile(share, (len(references), 1))
+        return self.start(particles, fit_model(numerator, denominator, particles, signal=signal_power(particles)))
+
+    def anneal(self, particles, state: State, temperature) -> State:
+        """Three iterations whose temperature falls to 1."""
+        for exponent in (1.0, 0.5, 0.0):
+            state = self.iterate(particles, state, 1, temperature**exponent)
+        return state
+
+    def converge(self, particles, state: State, iterations, report) -> State:
+        """Iterate until the objective stands still, at most `iterations` times; the best state."""
+        best = state
+        for _ in range(iterations):
+            state = self.iterate(particles, state, 1)
+            report(state)
+            gain = state.objective - best.objective
+            best = state if gain > 0 else best
+            if gain < _STANDSTILL * abs(best.objective):
+                break
+        return best
+
+    def learn(self, particles, model, total: Sums, step) -> tuple[ClassModel, Sums, float]:
+        """One step of online expectation-maximisation on particles that are not kept.
+
+        The sums so far fade by ``1 - (step + 2)**-0.7`` (Cappe and Moulines, J. R. Stat. Soc. B 71 (2009), 593).
+
+        Returns
+        -------
+        The new model, the new sums, and the mean log-likelihood gain of these particles.
+        """
+        state = self.start(particles, model)
+        sums, fade = self.sums(particles, model, state.poses), np.float32(1.0 - (step + 2.0) ** -0.7)
+        total = Sums(
+            fade * total.numerator + sums.numerator,
+            fade * total.denominator + sums.denominator,
+            fade * total.residual + (1 - fade) * sums.residual,
+            None,
+        )
+        return model_of(particles, total, state.poses), total, state.objective
+
 
 def model_of(particles, sums, poses) -> ClassModel:
     """Model of sums, with its averages centred."""
@@ -226,8 +275,8 @@ def align(particles, rows, theta, shift, mirrored):
 def decentring(poses, count):
     """How far (count, 2) each average lies from where it should, (y, x) px.
 
-    The particles of a class have no common offset in their own frames, so the mean of the shifts that act after the
-    turns is the offset of the average. An average off the centre would put some of its particles out of reach.
+    The particles of a class have no common offset in their own frames, so the mean of the shifts that act after
+    the turns is the offset of the average. An average off the centre puts some of its particles out of reach.
     """
     xp = array_module(poses.score)
     shift = to_average_frame(poses.shift[:, 0], poses.theta[:, 0], poses.mirrored[:, 0])

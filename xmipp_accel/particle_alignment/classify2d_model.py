@@ -1,16 +1,17 @@
 """The statistical model of 2D classes on Fourier rings.
 
-A particle ``x`` of class ``a`` is ``x = C (R A_a) + noise``: its CTF times the turned and shifted average, plus noise
-that is white once each ring is divided by the square root of its noise power. On rings the log-likelihood of a pose,
-relative to that of noise alone, is
+A particle ``x`` of class ``a`` is ``x = C (R A_a) + noise``: its CTF times the turned and shifted average, plus
+noise that is white once each ring is divided by the square root of its noise power. On rings the log-likelihood of
+a pose, relative to that of noise alone, is
 
     L = sum_k [ Re <A, C x>_k - C^2_k |A|^2_k / 2 ] w_k + sum_k [ |x|^2_k (1 - w_k) / 2 - n_k log(1 / w_k) / 2 ]
 
 with sums over the Cartesian Fourier samples of ring k. An average of few particles is itself uncertain, by the
-variance ``v`` a sample: the particle is then predicted with the variance ``1 + C^2 v = 1 / w``, so that a class
-neither holds on to the noise that it was made from nor loses its members because of it (Bishop, *Pattern Recognition
-and Machine Learning*, 2006, eq. 3.57-3.59 for the predictive distribution; Scheres, J. Mol. Biol. 415 (2012), 406 for
-the regularised average ``A = sum(C x) / (sum(C^2) + 1 / signal)``).
+variance ``v`` a sample: the particle is then predicted with the variance ``1 + C^2 v = 1 / w``, and a particle
+that took part in the average finds its own noise there, which is taken off. So a class neither holds on to the
+noise that it was made from nor loses its members because of it (Bishop, *Pattern Recognition and Machine Learning*, 2006,
+eq. 3.57-3.59, for the predictive distribution; Scheres, J. Mol. Biol. 415 (2012), 406, for the regularised average
+``A = sum(C x) / (sum(C^2) + 1 / signal)``).
 """
 
 from __future__ import annotations
@@ -21,8 +22,9 @@ from typing import Any
 
 import numpy as np
 
-from xmipp_accel.backend import array_module, fft_module, to_host
+from xmipp_accel.backend import array_module, fft_module, good_fft_size, to_host
 from xmipp_accel.numerics.ctf import ctf_at
+from xmipp_accel.numerics.filters import fourier_resize
 from xmipp_accel.particle_alignment.polar import (
     PolarGrid,
     angular_coefficients,
@@ -110,22 +112,33 @@ def prepare_particles(images, mask, grid, noise, optics=None, sampling_rate=1.0)
     sampling_rate : float
         A/px, needed with `optics`.
     """
-    xp = array_module(images)
+    xp, box = array_module(images), grid.box
     outside = 1.0 - mask
     level = (images * outside).sum(axis=(1, 2), keepdims=True) / outside.sum()
-    samples = polar_samples((images - level) * mask, grid)
+    # Only K rings are needed, and the cost of the transform grows with the number of pixels.
+    small = min(box, good_fft_size(2 * grid.n_rings + 8))
+    masked = fourier_resize((images - level) * mask, small)
+    samples = polar_samples(masked, dataclasses.replace(grid, box=small)) * np.float32((box / small) ** 2)
     samples *= xp.asarray(np.sqrt(2 * math.pi * grid.radii / noise).astype(np.float32))[:, None]
     energy = (samples.real**2 + samples.imag**2).mean(axis=-1)
     if optics is None:
         ctf2 = xp.ones_like(energy)
     else:
-        ky, kx = grid.frequencies / (grid.box * sampling_rate)
+        ky, kx = grid.frequencies / (box * sampling_rate)
         ctf = ctf_at(kx**2 + ky**2, np.arctan2(ky, kx), xp=xp, **optics)
         ctf2 = (ctf**2).mean(axis=-1)
         samples *= ctf
     mask_share = float((mask**2).mean())
     noise_energy = 2 * math.pi * grid.radii * mask_share
     return PreparedParticles(grid, samples, angular_coefficients(samples, grid), ctf2, energy, noise_energy)
+
+
+def join_particles(parts) -> PreparedParticles:
+    """One object of several that were prepared alike."""
+    xp = array_module(parts[0].samples)
+    names = ("samples", "coefficients", "ctf2", "energy")
+    joined = {name: xp.concatenate([getattr(part, name) for part in parts]) for name in names}
+    return dataclasses.replace(parts[0], **joined)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,8 +9,12 @@ import numpy as np
 from xmipp_accel.numerics.rotations import random_matrices
 from xmipp_accel.numerics.symmetry import symmetry_matrices
 
-_DOMAINS = ((0.50, (0.0, 0.0, 0.0)), (0.34, (0.62, 0.22, 0.10)), (0.26, (-0.35, 0.60, 0.25)), (0.20, (0.1, -0.3, 0.7)))
-_BLOB_SPACING = 5.0  # A between neighbours along the chain
+_DOMAINS = (
+    (0.50, (0.0, 0.0, 0.0)),
+    (0.34, (0.62, 0.22, 0.10)),
+    (0.26, (-0.35, 0.60, 0.25)),
+    (0.20, (0.1, -0.3, 0.7)),
+)
 _BLOB_SIGMA = 2.2, 4.0  # A
 
 
@@ -143,7 +147,7 @@ def protein_phantom(diameter: float = 140.0, seed: int = 0, symmetry: str = "c1"
 
 
 def _chain(count, rng):
-    """Positions (count, 3) of a walk that fills one ellipsoid after the other; unit length is about the diameter."""
+    """Positions (count, 3) of a walk that fills one ellipsoid after the other; the diameter is about 1.5."""
     shares = np.array([radius**2 for radius, _ in _DOMAINS])
     lengths = np.maximum(4, np.rint(count * shares / shares.sum()).astype(int))
     points = []
