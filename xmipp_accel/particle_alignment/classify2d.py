@@ -153,6 +153,8 @@ class Classifier:
 
     def shrink(self, particles, state: State, count) -> State:
         """Take away the classes without which the particles would lose least, until `count` are left."""
+        if count >= len(state.model):
+            return state
         keep = most_useful(to_host(state.poses.label), to_host(state.poses.score), len(state.model), count)
         keep = array_module(state.poses.score).asarray(keep)
         model, membership = state.model.take(keep), state.membership[:, keep]

@@ -9,9 +9,9 @@ a pose, relative to that of noise alone, is
 with sums over the Cartesian Fourier samples of ring k. An average of few particles is itself uncertain, by the
 variance ``v`` a sample: the particle is then predicted with the variance ``1 + C^2 v = 1 / w``, and a particle
 that took part in the average finds its own noise there, which is taken off. So a class neither holds on to the
-noise that it was made from nor loses its members because of it (Bishop, *Pattern Recognition and Machine Learning*, 2006,
-eq. 3.57-3.59, for the predictive distribution; Scheres, J. Mol. Biol. 415 (2012), 406, for the regularised average
-``A = sum(C x) / (sum(C^2) + 1 / signal)``).
+noise that it was made from nor loses its members because of it (Bishop, *Pattern Recognition and Machine
+Learning*, 2006, eq. 3.57-3.59, for the predictive distribution; Scheres, J. Mol. Biol. 415 (2012), 406, for the
+regularised average ``A = sum(C x) / (sum(C^2) + 1 / signal)``).
 """
 
 from __future__ import annotations

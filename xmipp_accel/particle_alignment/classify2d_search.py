@@ -1,8 +1,8 @@
 """Poses of particles relative to class averages: an exhaustive search on a grid, then local refinement.
 
 A pose is a shift of the particle, applied first, and a turn by ``theta``, both in the particle's frame; in
-harmonics the aligned particle is ``exp(i q theta) F_s[k, q]``, mirrored by conjugation afterwards if the template is a
-mirrored one. See :mod:`xmipp_accel.particle_alignment.polar` for the harmonics.
+harmonics the aligned particle is ``exp(i q theta) F_s[k, q]``, mirrored by conjugation afterwards if the template
+is a mirrored one. See :mod:`xmipp_accel.particle_alignment.polar` for the harmonics.
 """
 
 from __future__ import annotations
