@@ -142,13 +142,12 @@ class Classifier:
 
     def iterate(self, particles, state: State, iterations, temperature=1.0) -> State:
         """Expectation-maximisation steps on one set of particles; the best state that they pass through."""
-        best = None
-        for _ in range(iterations):
+        best = state
+        for i in range(iterations):
             sums = self.sums(particles, state.model, state.poses, temperature)
             model = model_of(particles, sums, state.poses)
             state = State(model, self.assign(particles, model, sums.membership, state.poses), sums.membership)
-            if best is None or state.objective > best.objective:
-                best = state
+            best = state if i == 0 or state.objective > best.objective else best
         return best
 
     def shrink(self, particles, state: State, count) -> State:
@@ -167,7 +166,7 @@ class Classifier:
         expected = 0.5 * (particles.ctf2 @ (state.model.weights * state.model.energy).T)
         deficit = to_host(expected[rows, state.poses.label[:, 0]] - state.poses.score[:, 0])
         label = state.labels.copy()
-        parents = []
+        parents: list[int] = []
         for parent in self._misfits(label, deficit, total, count):
             members = np.flatnonzero(label == parent)
             worse = members[np.argsort(-deficit[members])[: len(members) // 2]]

@@ -88,10 +88,11 @@ class AverageSums:
         for label in np.flatnonzero(self.counts.sum(axis=0)):
             curve = None
             if self.counts[:, label].min() > 0:
-                halves = [
-                    self._divide(self.images[h, label], self.ctf2[h, label], None, correct) for h in range(2)
-                ]
-                curve = fourier_ring_correlation(*halves, mask)
+                half1, half2 = (
+                    self._divide(self.images[half, label], self.ctf2[half, label], None, correct)
+                    for half in (0, 1)
+                )
+                curve = fourier_ring_correlation(half1, half2, mask)
                 resolutions[label] = resolution_at(curve, 0.5, self.sampling_rate, self.box)
             total = self._divide(
                 self.images[:, label].sum(axis=0), self.ctf2[:, label].sum(axis=0), curve, correct

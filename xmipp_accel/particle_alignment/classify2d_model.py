@@ -116,7 +116,7 @@ def prepare_particles(images, mask, grid, noise, optics=None, sampling_rate=1.0)
     outside = 1.0 - mask
     level = (images * outside).sum(axis=(1, 2), keepdims=True) / outside.sum()
     # Only K rings are needed, and the cost of the transform grows with the number of pixels.
-    small = min(box, good_fft_size(2 * grid.n_rings + 8))
+    small = min(box, good_fft_size(2 * grid.n_rings + 16))
     masked = fourier_resize((images - level) * mask, small)
     samples = polar_samples(masked, dataclasses.replace(grid, box=small)) * np.float32((box / small) ** 2)
     samples *= xp.asarray(np.sqrt(2 * math.pi * grid.radii / noise).astype(np.float32))[:, None]

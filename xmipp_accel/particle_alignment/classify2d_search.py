@@ -86,6 +86,8 @@ class SearchGrid:
         (y, x), px, in the frame of the average.
     step : float
         Between shifts, px.
+    max_shift : float
+        Px; refinement does not go beyond it either.
     """
 
     n_rings: int
@@ -93,6 +95,7 @@ class SearchGrid:
     n_turns: int
     shifts: np.ndarray
     step: float
+    max_shift: float
 
 
 def search_grid(grid: PolarGrid, n_rings: int, max_shift: float) -> SearchGrid:
@@ -104,7 +107,7 @@ def search_grid(grid: PolarGrid, n_rings: int, max_shift: float) -> SearchGrid:
     axis = np.arange(-reach, reach + 1) * step
     shifts = np.stack(np.meshgrid(axis, axis, indexing="ij"), axis=-1).reshape(-1, 2)
     inside = np.hypot(*shifts.T) <= max_shift + 1e-9
-    return SearchGrid(n_rings, n_harmonics, 2 * math.ceil(1.15 * n_harmonics), shifts[inside], step)
+    return SearchGrid(n_rings, n_harmonics, 2 * math.ceil(1.15 * n_harmonics), shifts[inside], step, max_shift)
 
 
 def search(particles, model, space: SearchGrid, count: int, membership=None, mirrors=False) -> Poses:
@@ -254,6 +257,8 @@ def _refine_pairs(samples, chosen, theta, shift, space, grid, rounds):
         phases = shift_phases(grid, offsets, xp).reshape(len(offsets), -1)
         scores = (product.reshape(len(samples), -1) @ phases.T).real
         shift = shift + _peak_of_plane(scores.reshape(-1, 5, 5)) * step
+        length = xp.sqrt((shift * shift).sum(axis=1, keepdims=True))
+        shift = shift * xp.minimum(space.max_shift / xp.maximum(length, 1e-6), 1.0)
         aligned = angular_coefficients(shift_samples(samples, shift, grid), grid)
         spectrum = (aligned * chosen.conj()).sum(axis=1) * weights * xp.exp(1j * theta[:, None] * q)
         turns = np.exp(1j * np.outer(np.arange(grid.n_harmonics), np.arange(-6, 7) * turn_step))

@@ -103,7 +103,8 @@ def simulate_particles(
     shifts = rng.uniform(-max_shift, max_shift, (count, 2))
     optics = np.zeros((count, 3))
     if defocus is not None:
-        optics[:, 0] = rng.uniform(*defocus, count)
+        least, most = defocus
+        optics[:, 0] = rng.uniform(least, most, count)
         optics[:, 1] = optics[:, 0] - rng.uniform(0, _ASTIGMATISM, count)
         optics[:, 2] = rng.uniform(0, 180, count)
     truth = ParticleTruth(eulers, shifts, view, optics, sampling_rate, phantom)
