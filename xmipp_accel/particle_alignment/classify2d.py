@@ -90,7 +90,7 @@ class Classifier:
         """Poses for a model that none of the particles has a share in."""
         xp = array_module(particles.samples)
         membership = xp.zeros((len(particles), len(model)), dtype=np.float32)
-        return State(model, self.assign(particles, model), membership)
+        return State(model, self.assign(particles, model, rounds=2), membership)
 
     def seed(self, particles, count) -> State:
         """Start from single particles, chosen at random."""
@@ -102,7 +102,7 @@ class Classifier:
         membership[xp.asarray(chosen), xp.arange(len(chosen))] = 1.0
         return State(model, self.assign(particles, model, membership), membership)
 
-    def assign(self, particles, model, membership=None, previous=None) -> Poses:
+    def assign(self, particles, model, membership=None, previous=None, rounds=1) -> Poses:
         """Poses of the few best classes of each particle.
 
         Parameters
@@ -113,12 +113,14 @@ class Classifier:
             As `Sums` has it.
         previous : Poses, optional
             Of a model whose classes had the same numbers; the best one of each particle is tried again.
+        rounds : int
+            Of refinement: 1 while classes are sought, 2 for the result.
         """
         space = search_grid(particles.grid, search_rings(model), self.max_shift)
         poses = search(particles, model, space, _CANDIDATES, membership, self.mirrors)
         if previous is not None:
             poses = poses.joined(previous.best())
-        return refine(particles, model, poses, space, membership)
+        return refine(particles, model, poses, space, membership, rounds)
 
     def sums(self, particles, model, poses, temperature=1.0) -> Sums:
         """Sums over aligned particles, each shared between its classes by the likelihood at a temperature."""
@@ -140,13 +142,14 @@ class Classifier:
         residual = np.clip(residual / particles.noise_energy, 0.8, 5.0)
         return Sums(numerator.astype(np.complex64), share @ particles.ctf2[rows], residual, membership)
 
-    def iterate(self, particles, state: State, iterations, temperature=1.0) -> State:
+    def iterate(self, particles, state: State, iterations, temperature=1.0, rounds=1) -> State:
         """Expectation-maximisation steps on one set of particles; the best state that they pass through."""
         best = state
         for i in range(iterations):
             sums = self.sums(particles, state.model, state.poses, temperature)
             model = model_of(particles, sums, state.poses)
-            state = State(model, self.assign(particles, model, sums.membership, state.poses), sums.membership)
+            poses = self.assign(particles, model, sums.membership, state.poses, rounds)
+            state = State(model, poses, sums.membership)
             best = state if i == 0 or state.objective > best.objective else best
         return best
 
@@ -226,7 +229,7 @@ class Classifier:
         """Iterate until the objective stands still, at most `iterations` times; the best state."""
         best = state
         for _ in range(iterations):
-            state = self.iterate(particles, state, 1)
+            state = self.iterate(particles, state, 1, rounds=2)
             report(state)
             gain = state.objective - best.objective
             best = state if gain > 0 else best
@@ -244,7 +247,7 @@ class Classifier:
         The new model, the new sums, and the mean log-likelihood gain of these particles.
         """
         state = self.start(particles, model)
-        sums, fade = self.sums(particles, model, state.poses), np.float32(1.0 - (step + 2.0) ** -0.7)
+        sums, fade = self.sums(particles, model, state.poses), 1.0 - (step + 2.0) ** -0.7
         total = Sums(
             fade * total.numerator + sums.numerator,
             fade * total.denominator + sums.denominator,

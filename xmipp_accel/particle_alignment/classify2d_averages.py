@@ -156,7 +156,7 @@ def transform_images(images, theta, shift, mirrored):
     rows = xp.arange(len(images))[:, None, None]
     upper = flat[rows, place] * (1 - part_x) + flat[rows, place + 1] * part_x
     lower = flat[rows, place + 2 * box] * (1 - part_x) + flat[rows, place + 2 * box + 1] * part_x
-    return xp.where(inside, upper * (1 - part_y) + lower * part_y, np.float32(0)).astype(np.float32)
+    return ((upper * (1 - part_y) + lower * part_y) * inside).astype(np.float32)
 
 
 def _ring_radius(box):

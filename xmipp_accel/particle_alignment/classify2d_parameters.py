@@ -12,7 +12,7 @@ class Classify2DParameters(Parameters):
     """How particles are sorted into 2D classes; see :mod:`xmipp_accel.particle_alignment.classify2d`."""
 
     number_of_classes: int = parameter(
-        16, "Number of class averages; initial references, if given, set it.", minimum=1
+        16, "Most classes that can hold particles; initial references, if given, set it.", minimum=1
     )
     iterations: int = parameter(
         25, "Iterations after seeding; each one passes over one batch of particles.", minimum=1
@@ -21,10 +21,16 @@ class Classify2DParameters(Parameters):
         10.0, "Largest displacement of a particle from the centre.", unit="% of box", minimum=0.0, maximum=50.0
     )
     max_resolution: float = parameter(
-        0.0, "Finest detail that takes part in the comparison; 0 chooses it from the box.", unit="A", minimum=0.0
+        0.0,
+        "Finest detail that takes part in the comparison; 0 means 0.7 of Nyquist, and 32 rings at most.",
+        unit="A",
+        minimum=0.0,
     )
     mask_radius: float = parameter(
-        0.0, "Radius of the soft circle around the particle; 0 means 0.45 of the box.", unit="px", minimum=0.0
+        0.0,
+        "Radius of the soft circle around the particle, at most half the box; 0 means 0.45 of the box.",
+        unit="px",
+        minimum=0.0,
     )
     mirrors: bool = parameter(False, "Let a class hold mirror images of its average.")
     ctf: str = parameter(
