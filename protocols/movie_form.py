@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pyworkflow.protocol import params
-from xmipp_accel.protocols import forms
-from xmipp_accel.protocols.forms import Entry
 
 from xmipp_accel.convert import is_eer, movie_settings
 from xmipp_accel.movie_alignment.parameters import MovieAlignmentParameters
+from xmipp_accel.protocols import forms
+from xmipp_accel.protocols.forms import Entry
 
 ALIGNMENT = (
     Entry("binFactor", "bin_factor", "Binning factor"),

@@ -11,12 +11,12 @@ from pwem.protocols import ProtAlign2D
 from pyworkflow import PROD
 from pyworkflow.protocol import params
 from pyworkflow.protocol.constants import STEPS_SERIAL
-from xmipp_accel.protocols import forms
-from xmipp_accel.protocols.forms import Entry
 
 from xmipp_accel import convert
 from xmipp_accel.io.publish import read_json
 from xmipp_accel.particle_alignment.parameters import AlignSignificantParameters
+from xmipp_accel.protocols import forms
+from xmipp_accel.protocols.forms import Entry
 
 SEARCH = (
     Entry("maxShift", "max_shift", "Maximum shift"),

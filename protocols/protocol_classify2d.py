@@ -9,12 +9,12 @@ from pwem.protocols import ProtClassify2D
 from pyworkflow import PROD
 from pyworkflow.protocol import params
 from pyworkflow.protocol.constants import STEPS_SERIAL
-from xmipp_accel.protocols import forms
-from xmipp_accel.protocols.forms import Entry
 
 from xmipp_accel import convert
 from xmipp_accel.io.publish import read_json
 from xmipp_accel.particle_alignment.classify2d_parameters import Classify2DParameters
+from xmipp_accel.protocols import forms
+from xmipp_accel.protocols.forms import Entry
 
 ENTRIES = (
     Entry("numberOfClasses", "number_of_classes", "Number of classes", "randomInitialization"),

@@ -13,12 +13,12 @@ from pwem.protocols import ProtAlignMovies
 from pyworkflow import PROD
 from pyworkflow.object import Set
 from pyworkflow.protocol.constants import STEPS_SERIAL
-from xmipp_accel.protocols import forms, movie_form
-from xmipp_accel.protocols.movie_outputs import MovieOutputs
 
 from xmipp_accel.errors import ParameterError, ProcessingError, XmippAccelError
 from xmipp_accel.io.publish import read_json, write_json
 from xmipp_accel.movie_alignment.result import MovieAlignmentResult
+from xmipp_accel.protocols import forms, movie_form
+from xmipp_accel.protocols.movie_outputs import MovieOutputs
 
 CHECK_SECONDS = 3  # between looks at an input that is still growing
 REGISTER_SECONDS = 10  # between registrations, each of which rewrites the sets' properties

@@ -9,12 +9,12 @@ from pwem.protocols import ProtReconstruct3D
 from pyworkflow import PROD
 from pyworkflow.protocol import params
 from pyworkflow.protocol.constants import STEPS_SERIAL
-from xmipp_accel.protocols import forms
-from xmipp_accel.protocols.forms import Entry
 
 from xmipp_accel import convert
 from xmipp_accel.io.publish import read_json
 from xmipp_accel.numerics.symmetry import normalize_symmetry
+from xmipp_accel.protocols import forms
+from xmipp_accel.protocols.forms import Entry
 from xmipp_accel.reconstruction.parameters import ReconstructFourierParameters
 
 NAME = "volume"

@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 # Higher rooms may import lower ones and their own; rooms of one level may not import each other.
 LEVELS = [
-    {"protocols", "viewers", "wizards", "cli", "demo", "convert", "plugin"},
+    {"protocols", "viewers", "wizards", "cli", "demo", "batch", "convert", "plugin"},
     {"engine", "report"},
     {"movie_alignment", "particle_alignment", "reconstruction"},
     {"tuning", "io", "numerics", "simulate"},
@@ -19,8 +19,8 @@ LEVELS = [
     {"errors", "parameters"},
 ]
 SAME_LEVEL = {  # pairs that may meet although they stand on one level
-    ("demo", "cli"),
     ("cli", "demo"),
+    ("demo", "batch"),
     ("protocols", "convert"),
     ("viewers", "convert"),
     ("viewers", "protocols"),
@@ -33,7 +33,7 @@ SAME_LEVEL = {  # pairs that may meet although they stand on one level
     ("engine", "report"),
     ("parameters", "errors"),
 }
-SCIPION = {"plugin", "convert", "wizards", "protocols", "viewers"}
+SCIPION = {"plugin", "convert", "wizards", "protocols", "viewers", "batch"}
 
 
 def _level(room):

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 from matplotlib.figure import Figure
-from xmipp_accel.protocols import XmippAccelProtAlignSignificant
-from xmipp_accel.viewers.base import AccelViewer
 
 from xmipp_accel import convert
+from xmipp_accel.protocols import XmippAccelProtAlignSignificant
 from xmipp_accel.report import figures
+from xmipp_accel.viewers.base import AccelViewer
 
 
 class XmippAccelAlignSignificantViewer(AccelViewer):

@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 from matplotlib.figure import Figure
 from pyworkflow.protocol import params
-from xmipp_accel.protocols import XmippAccelProtClassify2D
-from xmipp_accel.viewers.base import AccelViewer
 
 from xmipp_accel import convert
+from xmipp_accel.protocols import XmippAccelProtClassify2D
 from xmipp_accel.report import figures
+from xmipp_accel.viewers.base import AccelViewer
 
 
 class XmippAccelClassify2DViewer(AccelViewer):

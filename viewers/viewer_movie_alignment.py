@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 from matplotlib.figure import Figure
 from pyworkflow.protocol import params
-from xmipp_accel.protocols import XmippAccelProtMovieAlignment
-from xmipp_accel.viewers.base import AccelViewer
 
 from xmipp_accel.io.images import read_image
 from xmipp_accel.movie_alignment.result import MovieAlignmentResult
+from xmipp_accel.protocols import XmippAccelProtMovieAlignment
 from xmipp_accel.report import figures
+from xmipp_accel.viewers.base import AccelViewer
 
 
 class XmippAccelMovieAlignmentViewer(AccelViewer):

@@ -8,12 +8,12 @@ import numpy as np
 from matplotlib.figure import Figure
 from pwem.viewers import Chimera, ChimeraView
 from pyworkflow.protocol import params
-from xmipp_accel.protocols import XmippAccelProtReconstructFourier
-from xmipp_accel.viewers.base import AccelViewer
 
 from xmipp_accel import convert
 from xmipp_accel.io.volumes import read_volume
+from xmipp_accel.protocols import XmippAccelProtReconstructFourier
 from xmipp_accel.report import figures
+from xmipp_accel.viewers.base import AccelViewer
 
 
 class XmippAccelReconstructFourierViewer(AccelViewer):

@@ -17,8 +17,8 @@ from pathlib import Path
 from xmipp_accel.errors import ProcessingError
 
 
-def scipion_environment(home: Path) -> dict[str, str]:
-    """Environment in which ``python -m scipion`` keeps everything in `home` and runs this very Python."""
+def scipion_environment(home: Path, device: str = "auto") -> dict[str, str]:
+    """Environment in which ``python -m scipion`` keeps everything in `home`, on this Python and `device`."""
     bin_folder = os.path.dirname(os.path.abspath(sys.executable))
     return {
         **os.environ,
@@ -27,11 +27,14 @@ def scipion_environment(home: Path) -> dict[str, str]:
         "SCIPION_PYTHON": sys.executable,
         "SCIPION_NOTIFY": "False",
         "SCIPION_DOMAIN": "pwem",
+        "XMIPP_ACCEL_DEVICE": device,
         "PATH": f"{bin_folder}{os.pathsep}{os.environ.get('PATH', '')}",
     }
 
 
-def run_template(template: str, project_name: str, values: dict[str, object], home: Path) -> list[dict]:
+def run_template(
+    template: str, project_name: str, values: dict[str, object], home: Path, device: str = "auto"
+) -> list[dict]:
     """Make a project from a batch template and run all of it.
 
     Parameters
@@ -44,6 +47,8 @@ def run_template(template: str, project_name: str, values: dict[str, object], ho
         The template's placeholders.
     home : pathlib.Path
         ``SCIPION_HOME``; made and configured if absent.
+    device : str
+        As `xmipp_accel.backend.resolve_device` takes it.
 
     Returns
     -------
@@ -57,7 +62,7 @@ def run_template(template: str, project_name: str, values: dict[str, object], ho
         Scipion could not make the project.
     """
     home.mkdir(parents=True, exist_ok=True)
-    environment = scipion_environment(home)
+    environment = scipion_environment(home, device)
     scipion = [sys.executable, "-m", "scipion"]
     if not (home / "config" / "hosts.conf").exists():
         _run([*scipion, "config", "--unattended"], environment)
@@ -114,7 +119,7 @@ def _run_protocol(project, run) -> dict:
         "label": run.getRunName(),
         "folder": os.path.join(project.path, run.getWorkingDir() or ""),
     }
-    missing = [name for name, pointer in run.iterInputPointers() if not pointer.isNone() and pointer.get() is None]
+    missing = [name for name, pointer in run.iterInputPointers() if pointer.hasValue() and pointer.get() is None]
     if missing:
         return {**state, "status": "not run", "error": f"no input {', '.join(missing)}"}
     problems = run.validate()

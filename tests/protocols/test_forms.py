@@ -7,6 +7,12 @@ import pytest
 from pwem.constants import ALIGN_PROJ
 from pwem.objects import Acquisition, Movie, SetOfMovies, SetOfParticles
 from pyworkflow.protocol import params
+
+from xmipp_accel import convert
+from xmipp_accel.backend.arrays import cpu_count
+from xmipp_accel.errors import ParameterError
+from xmipp_accel.io.images import write_stack
+from xmipp_accel.io.particles import Particles
 from xmipp_accel.protocols import (
     XmippAccelProtAlignSignificant,
     XmippAccelProtClassify2D,
@@ -14,12 +20,6 @@ from xmipp_accel.protocols import (
     XmippAccelProtReconstructFourier,
     forms,
 )
-
-from xmipp_accel import convert
-from xmipp_accel.backend.arrays import cpu_count
-from xmipp_accel.errors import ParameterError
-from xmipp_accel.io.images import write_stack
-from xmipp_accel.io.particles import Particles
 
 pytestmark = pytest.mark.scipion
 PROTOCOLS = [

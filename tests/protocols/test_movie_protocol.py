@@ -8,10 +8,10 @@ import mrcfile
 import numpy as np
 import pytest
 from scipy.ndimage import gaussian_filter
-from xmipp_accel.protocols import XmippAccelProtMovieAlignment
 
 from tests.protocols.scipion_project import launch, log_of, output_pointer, project  # noqa: F401
 from xmipp_accel.io.images import read_image
+from xmipp_accel.protocols import XmippAccelProtMovieAlignment
 
 pytestmark = pytest.mark.scipion
 SIZE, FRAMES = 192, 6
@@ -194,6 +194,7 @@ def test_movies_that_arrive_during_the_run_are_aligned(tmp_path, monkeypatch):
     import queue
 
     from pwem.objects import Acquisition, Movie, SetOfMovies
+
     from xmipp_accel.protocols import protocol_movie_alignment as module
 
     monkeypatch.chdir(tmp_path)
@@ -265,10 +266,9 @@ def test_defects_gain_and_every_gpu_get_to_the_executors(tmp_path, monkeypatch):
 
 
 def test_thumbnails_are_made_on_request_only(tmp_path):
-    from xmipp_accel.protocols.movie_outputs import MovieOutputs
-
     from xmipp_accel.io.images import write_image
     from xmipp_accel.movie_alignment.parameters import MovieAlignmentParameters
+    from xmipp_accel.protocols.movie_outputs import MovieOutputs
 
     protocol = bare_protocol(tmp_path)
     write_image(protocol._getExtraPath("m.mrc"), np.random.default_rng(0).normal(size=(16, 16)), 1.0)

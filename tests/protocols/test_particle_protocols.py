@@ -3,12 +3,6 @@ import os
 import numpy as np
 import pytest
 from scipy.ndimage import affine_transform
-from xmipp_accel.protocols import (
-    XmippAccelProtAlignSignificant,
-    XmippAccelProtClassify2D,
-    XmippAccelProtImportParticles,
-    XmippAccelProtReconstructFourier,
-)
 
 from tests.protocols.scipion_project import launch, log_of, output_pointer, project  # noqa: F401
 from xmipp_accel import convert
@@ -17,6 +11,12 @@ from xmipp_accel.io.particles import Particles, write_particles
 from xmipp_accel.io.volumes import read_volume, write_volume
 from xmipp_accel.numerics.ctf import ctf_image
 from xmipp_accel.numerics.rotations import euler_to_matrix, matrix_to_euler, random_matrices
+from xmipp_accel.protocols import (
+    XmippAccelProtAlignSignificant,
+    XmippAccelProtClassify2D,
+    XmippAccelProtImportParticles,
+    XmippAccelProtReconstructFourier,
+)
 
 pytestmark = pytest.mark.scipion
 BOX, RATE, COUNT = 32, 4.0, 240

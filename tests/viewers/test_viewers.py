@@ -19,7 +19,6 @@ from pwem.objects import (
     Volume,
 )
 from pyworkflow.object import Float, String
-from xmipp_accel.viewers.base import FigureView
 
 from xmipp_accel import convert, protocols, viewers
 from xmipp_accel.io.images import write_image, write_stack
@@ -28,6 +27,7 @@ from xmipp_accel.io.publish import write_json
 from xmipp_accel.io.volumes import write_volume
 from xmipp_accel.movie_alignment.parameters import MovieAlignmentParameters
 from xmipp_accel.movie_alignment.result import MovieAlignmentResult
+from xmipp_accel.viewers.base import FigureView
 
 pytestmark = pytest.mark.scipion
 RNG = np.random.default_rng(0)

@@ -87,6 +87,7 @@ def simulate_movie(
     local=2.0,
     dead_pixels=30,
     hot_pixels=15,
+    gain_seed=0,
 ):
     """Write a movie of particles in amorphous ice, its gain reference and its truth.
 
@@ -110,6 +111,8 @@ def simulate_movie(
         Largest local motion, px.
     dead_pixels, hot_pixels : int
         With zero gain, and hot without a mark.
+    gain_seed : int
+        Movies of one camera share it, and with it gain and dead pixels.
 
     Returns
     -------
@@ -119,7 +122,7 @@ def simulate_movie(
     folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(seed)
     ny, nx = (size, size) if isinstance(size, int) else size
-    gain, bad = _gain((ny, nx), dead_pixels, rng)
+    gain, bad = _gain((ny, nx), dead_pixels, np.random.default_rng(gain_seed))
     hot = np.stack([rng.integers(0, ny, hot_pixels), rng.integers(0, nx, hot_pixels)], axis=1)
     truth = MovieTruth(
         movie=f"{name}.mrc", gain=f"{name}_gain.mrc", shape=(frames, ny, nx), sampling_rate=float(sampling_rate),
