@@ -14,8 +14,8 @@ import numpy as np
 from xmipp_accel.backend import resolve_device
 from xmipp_accel.io.images import read_image, read_stack
 from xmipp_accel.io.particles import Particles, read_particles
-from xmipp_accel.io.publish import read_json
-from xmipp_accel.io.volumes import read_volume
+from xmipp_accel.io.publish import read_json, write_json
+from xmipp_accel.io.volumes import read_volume, write_volume
 from xmipp_accel.movie_alignment.result import MovieAlignmentResult
 from xmipp_accel.report import evaluate, figures
 from xmipp_accel.report.page import Measurement, text_table, write_page
