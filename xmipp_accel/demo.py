@@ -8,6 +8,7 @@ import shutil
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -27,9 +28,9 @@ TEMPLATE = "xmipp_accel-demo"
 
 MOVIES = 3
 MOVIE_PATTERN = "movie_?.mrc"
-MOVIE = {"size": 640, "frames": 14, "sampling_rate": 1.5, "dose_per_frame": 1.2}
-PARTICLES = {"count": 1500, "box": 64, "sampling_rate": 5.0, "snr": 1.0, "max_shift": 3.0}
-VIEWS = {"count": 320, "box": 64, "sampling_rate": 5.0, "snr": 0.3, "max_shift": 3.0, "views": 8}
+MOVIE: dict[str, Any] = {"size": 640, "frames": 14, "sampling_rate": 1.5, "dose_per_frame": 1.2}
+PARTICLES: dict[str, Any] = {"count": 1500, "box": 64, "sampling_rate": 5.0, "snr": 1.0, "max_shift": 3.0}
+VIEWS: dict[str, Any] = {"count": 320, "box": 64, "sampling_rate": 5.0, "snr": 0.3, "max_shift": 3.0, "views": 8}
 CLASSES = 8
 REFERENCE_BLUR = 5.0  # A, standard deviation: the starting map shows little beyond 20 A
 DESCRIPTION = {
@@ -67,7 +68,7 @@ def run_engines(output: Path, device_name: str, seed: int) -> int:
     data = _data_folder(output, seed)
     results = output / "results"
     folders = Folders(*(results / name for name in ("movies", "alignment", "classes", "reconstruction")))
-    times = {}
+    times: dict[str, float] = {}
     with device.activate():
         with _timed(times, "movie alignment"):
             outcomes = align_movies(
@@ -117,7 +118,7 @@ def run_in_scipion(output: Path, device_name: str, seed: int) -> int:
         "classes": CLASSES,
         "use_gpu": str(device.kind == "cuda").lower(),
     }
-    times = {}
+    times: dict[str, float] = {}
     with _timed(times, "Scipion project, all protocols"):
         runs = run_template(TEMPLATE, "demo", values, output / "scipion", str(device))
     for run in runs:

@@ -58,7 +58,8 @@ def align_movies(
     list of MovieOutcome, in the order of `movies`
     """
     executor = MovieAlignmentExecutor(parameters, device, gain=gain, dark=dark, defects=defects)
-    outcomes, used = [], set()
+    outcomes: list[MovieOutcome] = []
+    used: set[str] = set()
     for movie in map(Path, movies):
         name = _unique_name(movie.stem, used)
         try:
