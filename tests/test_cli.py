@@ -58,3 +58,21 @@ def test_doctor_tells_versions_devices_and_why_no_gpu():
     assert "would be used           cpu" in done.stdout
     assert "CUDA_VISIBLE_DEVICES" in done.stdout
     assert "GiB free" in done.stdout
+
+
+def test_movies_reports_each_movie_and_goes_on_after_a_bad_one(capsys, tmp_path):
+    from xmipp_accel.simulate.movies import simulate_movie
+
+    simulate_movie(tmp_path, name="good", size=192, frames=6, local=0.0, drift=3.0)
+    whole = (tmp_path / "good.mrc").read_bytes()
+    (tmp_path / "cut.mrc").write_bytes(whole[: len(whole) // 2])
+    movies = [str(tmp_path / "cut.mrc"), str(tmp_path / "good.mrc")]
+    status = cli.main(
+        ["movies", *movies, "--gain", str(tmp_path / "good_gain.mrc"), "--output", str(tmp_path / "out")]
+    )
+    shown = capsys.readouterr()
+    assert status == 1
+    assert "cut.mrc" in shown.err and "expected" in shown.err
+    assert "1 of 2 movies aligned" in shown.out
+    assert (tmp_path / "out" / "good.json").exists()
+    assert not list((tmp_path / "out").glob("cut*"))

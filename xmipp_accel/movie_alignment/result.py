@@ -109,6 +109,13 @@ class MovieAlignmentResult:
         """Path of one output, for a result that lies in `folder`."""
         return Path(folder) / self.outputs[key]
 
+    def summary(self) -> str:
+        """One line for people."""
+        steps = np.diff(self.shifts, axis=0)
+        motion = float(np.hypot(steps[:, 0], steps[:, 1]).sum())
+        reason = f" ({self.reason})" if self.reason else ""
+        return f"{self.status}{reason}, {self.n_aligned} frames, total motion {motion:.2f} px, {self.name}.json"
+
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
