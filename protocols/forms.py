@@ -83,8 +83,8 @@ def collect(protocol, parameters_class, entries) -> dict[str, Any]:
     return values
 
 
-def add_devices(form):
-    """Add Scipion's own pair of parameters that choose between GPUs and CPU."""
+def add_hardware(form):
+    """Add Scipion's parameters that choose between GPUs and CPU, and the cores that a batch queue is asked for."""
     form.addHidden(
         params.USE_GPU,
         params.BooleanParam,
@@ -99,10 +99,6 @@ def add_devices(form):
         label="Choose GPU IDs",
         help="Numbers from 0, separated by spaces or commas, as nvidia-smi lists them.",
     )
-
-
-def add_threads(form):
-    """Add the number of cores, which is also what a batch queue is asked for."""
     form.addParallelSection(
         threads=8,
         mpi=0,

@@ -70,8 +70,7 @@ def define(form):
         help="A list of defective rectangles, x y width height on each line, or an image that is 1 where the "
         "detector is defective.",
     )
-    forms.add_threads(form)
-    forms.add_devices(form)
+    forms.add_hardware(form)
 
 
 def _frames(form):

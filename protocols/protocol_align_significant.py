@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import os
 from collections import defaultdict
-from pathlib import Path
 
 from pwem.objects import SetOfAverages, SetOfClasses2D, SetOfParticles, Transform, Volume
 from pwem.protocols import ProtAlign2D
 from pyworkflow import PROD
 from pyworkflow.protocol import params
-from pyworkflow.protocol.constants import STEPS_SERIAL
 
 from xmipp_accel import convert
-from xmipp_accel.io.publish import read_json
 from xmipp_accel.particle_alignment.parameters import AlignSignificantParameters
 from xmipp_accel.protocols import forms
+from xmipp_accel.protocols.base import ParticleExecution
 from xmipp_accel.protocols.forms import Entry
 
 SEARCH = (
@@ -45,7 +43,7 @@ SIGNIFICANCE = (
 ENTRIES = SEARCH + GALLERY + SIGNIFICANCE
 
 
-class XmippAccelProtAlignSignificant(ProtAlign2D):
+class XmippAccelProtAlignSignificant(ParticleExecution, ProtAlign2D):
     """Compares every particle with every reference, in every orientation and shift, and keeps the best.
 
     The references are projections of a volume, which gives each particle a projection direction, or averages or
@@ -54,7 +52,7 @@ class XmippAccelProtAlignSignificant(ProtAlign2D):
 
     _label = "align significant"
     _devStatus = PROD
-    stepsExecutionMode = STEPS_SERIAL
+    _resultFile = "aligned.json"
     _possibleOutputs = {"outputParticles": SetOfParticles, "outputAverages": SetOfAverages}
 
     def _defineAlignParams(self, form):
@@ -71,27 +69,19 @@ class XmippAccelProtAlignSignificant(ProtAlign2D):
         forms.add_entries(form, AlignSignificantParameters, GALLERY)
         form.addSection(label="Significance")
         forms.add_entries(form, AlignSignificantParameters, SIGNIFICANCE)
-        forms.add_threads(form)
-        forms.add_devices(form)
+        forms.add_hardware(form)
 
     # ------------------------------------------------------------------------------------------------- steps
-    def _insertAllSteps(self):
-        self._insertFunctionStep(self.alignStep, self._parameters().to_dict(), needsGPU=True)
-        self._insertFunctionStep(self.createOutputStep, needsGPU=False)
-
-    def alignStep(self, values):
+    def _compute(self, values, device):
         from xmipp_accel.particle_alignment.executor import AlignSignificantExecutor
 
-        executor = AlignSignificantExecutor(
-            AlignSignificantParameters.from_dict(values), forms.resolve_devices(self, most=1)[0]
-        )
-        result = executor.align(
+        executor = AlignSignificantExecutor(AlignSignificantParameters.from_dict(values), device)
+        return executor.align(
             convert.particles_from_set(self.inputParticles.get()),
             self._references(),
             self._getExtraPath(),
             progress=forms.progress_log(self, "Particles aligned"),
         )
-        self.info(result.summary())
 
     def _references(self):
         references = self.inputReferences.get()
@@ -138,10 +128,6 @@ class XmippAccelProtAlignSignificant(ProtAlign2D):
         convert.fill_averages(averages, read_particles(result["references_xmd"]))
         self._defineOutputs(outputAverages=averages)
         self._defineSourceRelation(self.inputParticles, averages)
-
-    def result(self):
-        """What the alignment reports, as a dictionary."""
-        return read_json(Path(self._getExtraPath("aligned.json")))
 
     # -------------------------------------------------------------------------------------------- information
     def _parameters(self):

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from pwem.objects import SetOfAverages, SetOfClasses2D, Transform
 from pwem.protocols import ProtClassify2D
 from pyworkflow import PROD
 from pyworkflow.protocol import params
-from pyworkflow.protocol.constants import STEPS_SERIAL
 
 from xmipp_accel import convert
-from xmipp_accel.io.publish import read_json
 from xmipp_accel.particle_alignment.classify2d_parameters import Classify2DParameters
 from xmipp_accel.protocols import forms
+from xmipp_accel.protocols.base import ParticleExecution
 from xmipp_accel.protocols.forms import Entry
 
 ENTRIES = (
@@ -31,12 +28,12 @@ ENTRIES = (
 )
 
 
-class XmippAccelProtClassify2D(ProtClassify2D):
+class XmippAccelProtClassify2D(ParticleExecution, ProtClassify2D):
     """Sorts particles into classes of like views, and averages each class."""
 
     _label = "2D classification"
     _devStatus = PROD
-    stepsExecutionMode = STEPS_SERIAL
+    _resultFile = "classes.json"
     _possibleOutputs = {"outputClasses": SetOfClasses2D, "outputAverages": SetOfAverages}
 
     def _defineParams(self, form):
@@ -66,21 +63,14 @@ class XmippAccelProtClassify2D(ProtClassify2D):
             help="Averages of the same size and sampling rate as the particles; they set the number of classes.",
         )
         forms.add_entries(form, Classify2DParameters, ENTRIES)
-        forms.add_threads(form)
-        forms.add_devices(form)
+        forms.add_hardware(form)
 
     # ------------------------------------------------------------------------------------------------- steps
-    def _insertAllSteps(self):
-        self._insertFunctionStep(self.classifyStep, self._parameters().to_dict(), needsGPU=True)
-        self._insertFunctionStep(self.createOutputStep, needsGPU=False)
-
-    def classifyStep(self, values):
+    def _compute(self, values, device):
         from xmipp_accel.particle_alignment.classify2d_executor import Classify2DExecutor
 
-        executor = Classify2DExecutor(
-            Classify2DParameters.from_dict(values), forms.resolve_devices(self, most=1)[0]
-        )
-        executor.classify(
+        executor = Classify2DExecutor(Classify2DParameters.from_dict(values), device)
+        return executor.classify(
             convert.particles_from_set(self.inputParticles.get()),
             self._getExtraPath(),
             initial_references=self._initial_references(),
@@ -132,10 +122,6 @@ class XmippAccelProtClassify2D(ProtClassify2D):
         averages.setAlignment("None")
         self._defineOutputs(outputAverages=averages)
         self._defineSourceRelation(self.inputParticles, averages)
-
-    def result(self):
-        """What the classification reports, as a dictionary."""
-        return read_json(Path(self._getExtraPath("classes.json")))
 
     # -------------------------------------------------------------------------------------------- information
     def _parameters(self):

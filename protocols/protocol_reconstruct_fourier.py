@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from pwem.objects import FSC, Volume
 from pwem.protocols import ProtReconstruct3D
 from pyworkflow import PROD
 from pyworkflow.protocol import params
-from pyworkflow.protocol.constants import STEPS_SERIAL
 
 from xmipp_accel import convert
-from xmipp_accel.io.publish import read_json
 from xmipp_accel.numerics.symmetry import normalize_symmetry
 from xmipp_accel.protocols import forms
+from xmipp_accel.protocols.base import ParticleExecution
 from xmipp_accel.protocols.forms import Entry
 from xmipp_accel.reconstruction.parameters import ReconstructFourierParameters
 
@@ -39,12 +36,12 @@ EXPERT = (
 ENTRIES = MAIN + EXPERT
 
 
-class XmippAccelProtReconstructFourier(ProtReconstruct3D):
+class XmippAccelProtReconstructFourier(ParticleExecution, ProtReconstruct3D):
     """Reconstructs a map, two half maps and their FSC from particles with projection directions, in one pass."""
 
     _label = "reconstruct fourier"
     _devStatus = PROD
-    stepsExecutionMode = STEPS_SERIAL
+    _resultFile = f"{NAME}.json"
     _possibleOutputs = {"outputVolume": Volume, "outputFSC": FSC}
 
     def _defineParams(self, form):
@@ -67,21 +64,14 @@ class XmippAccelProtReconstructFourier(ProtReconstruct3D):
             help="Uses the CTF of each particle, if it has one; knows of particles whose phases were flipped.",
         )
         forms.add_entries(form, ReconstructFourierParameters, EXPERT)
-        forms.add_threads(form)
-        forms.add_devices(form)
+        forms.add_hardware(form)
 
     # ------------------------------------------------------------------------------------------------- steps
-    def _insertAllSteps(self):
-        self._insertFunctionStep(self.reconstructStep, self._parameters().to_dict(), needsGPU=True)
-        self._insertFunctionStep(self.createOutputStep, needsGPU=False)
-
-    def reconstructStep(self, values):
+    def _compute(self, values, device):
         from xmipp_accel.reconstruction.executor import ReconstructFourierExecutor
 
-        executor = ReconstructFourierExecutor(
-            ReconstructFourierParameters.from_dict(values), forms.resolve_devices(self, most=1)[0]
-        )
-        executor.reconstruct(
+        executor = ReconstructFourierExecutor(ReconstructFourierParameters.from_dict(values), device)
+        return executor.reconstruct(
             convert.particles_from_set(self.inputParticles.get()),
             self._getExtraPath(),
             NAME,
@@ -101,10 +91,6 @@ class XmippAccelProtReconstructFourier(ProtReconstruct3D):
             fsc.setData(result["frequencies"], result["fsc_masked"])
             self._defineOutputs(outputFSC=fsc)
             self._defineSourceRelation(self.inputParticles, fsc)
-
-    def result(self):
-        """What the reconstruction reports, as a dictionary."""
-        return read_json(Path(self._getExtraPath(f"{NAME}.json")))
 
     # -------------------------------------------------------------------------------------------- information
     def _parameters(self):
