@@ -112,21 +112,3 @@ def ascent(gradient, curvature):
         definite[:, None, None], curvature, np.eye(2) * np.maximum(np.abs(trace), 1e-30)[:, None, None]
     )
     return definite, np.linalg.solve(safe, gradient[..., None])[..., 0]
-
-
-def gradient_variance(cross_power, fy, fx):
-    """Variance (b, 2, 2) of the gradient when cross-spectra are noise of these weighted powers (b, ky, kx)."""
-    moment = moments(cross_power.astype(np.complex64), fy, fx, np.zeros((len(cross_power), 2))).real
-    variance = np.empty((len(moment), 2, 2))
-    variance[:, 0, 0], variance[:, 1, 1] = moment[:, 2, 0], moment[:, 0, 2]
-    variance[:, 0, 1] = variance[:, 1, 0] = moment[:, 1, 1]
-    return 0.5 * (2 * np.pi) ** 2 * variance
-
-
-def shift_information(curvature, variance):
-    """Information matrix H V^-1 H of shifts (b, 2, 2), the inverse of their covariance."""
-    trace = np.trace(variance, axis1=1, axis2=2)
-    known = trace > 0
-    safe = np.where(known[:, None, None], variance, np.eye(2))
-    information = curvature @ np.linalg.solve(safe, curvature)
-    return np.where(known[:, None, None], information, 0.0)

@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from xmipp_accel.backend import array_module, fft_module, good_fft_size, to_host
+from xmipp_accel.backend import array_module, cuda_kernel, fft_module, good_fft_size, to_host
 
+RING_THREADS = 256
 HALF_AMPLITUDE = np.sqrt(1.0 / (2.0 * np.log(2.0)))
 
 
@@ -156,11 +157,19 @@ class SignalSpectrum:
 
     def add(self, total_power, frame_power, rings, images=1):
         """Add |sum of frames|**2 and the sum of |frame|**2, both (ky, kx), themselves summed over `images`."""
-        xp = array_module(total_power)
-        flat = rings.ravel()
         seen = (frame_power > 0).astype(frame_power.dtype) * images
-        for target, values in ((self._sum_power, total_power), (self._power, frame_power), (self._count, seen)):
-            target += to_host(xp.bincount(flat, weights=values.ravel(), minlength=self.n_rings + 1))
+        sums = [self.sum_rings(values, rings) for values in (total_power, frame_power, seen)]
+        self.add_rings(*sums)
+
+    def sum_rings(self, values, rings):
+        """Sums (n_rings + 1,) of float32 `values` over `rings`, on the host."""
+        return ring_sums(values, rings, self.n_rings + 1)
+
+    def add_rings(self, total_power, frame_power, count):
+        """As :meth:`add`, from sums over rings and the number of frequencies in each."""
+        self._sum_power += total_power
+        self._power += frame_power
+        self._count += count
 
     def powers(self):
         """Signal and noise power (n_rings + 1,) of one frame; signal that is not significant is zero."""
@@ -203,6 +212,18 @@ class SignalSpectrum:
         weight = self.weights()
         deviation = np.sqrt((weight**2 * self._count * 2 * n * (n - 1) * power**2).sum())
         return float((weight * excess).sum() / deviation) if deviation > 0 else 0.0
+
+
+def ring_sums(values, rings, n_rings):
+    """Sums (n_rings,) of float32 `values` over int32 `rings` of the same shape, float64 on the host."""
+    xp = array_module(values)
+    if xp is np:
+        return np.bincount(rings.ravel(), weights=values.ravel(), minlength=n_rings)
+    out = xp.zeros(n_rings, dtype=xp.float64)
+    blocks = min(1024, -(-values.size // RING_THREADS))
+    arguments = (xp.ascontiguousarray(values), rings, out, np.int64(values.size), np.int32(n_rings))
+    cuda_kernel("others", "ring_sums")((blocks,), (RING_THREADS,), arguments, shared_mem=4 * n_rings)
+    return to_host(out)
 
 
 def _running_mean(values, weights):
