@@ -125,7 +125,7 @@ class LocalModel:
         kept = matrices.sum(axis=1, keepdims=True) - matrices, right.sum(axis=1, keepdims=True) - right
         error_of = functools.partial(self._held_out_errors, values, information, folds, *kept)
         best = Stiffness(STIFFNESSES[len(STIFFNESSES) // 2], STIFFNESSES[-1])
-        errors = {}
+        errors: dict[Stiffness, float] = {}
         for _ in range(3):  # coordinate by coordinate; the error is smooth enough for that
             start = best
             for axis in ("space", "time"):

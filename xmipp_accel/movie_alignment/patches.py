@@ -175,7 +175,8 @@ def measure_patches(stack, field, groups, weight, reach):
     """
     grid, xp = stack.grid, array_module(stack.images)
     n = len(stack.images)
-    weighting = make_weighting(*grid.frequencies, weight, xp)
+    fy, fx = grid.frequencies
+    weighting = make_weighting(fy, fx, weight, xp)
     radius = xp.hypot(weighting.fy[:, None], weighting.fx[None])
     spectrum = SignalSpectrum(n, max(8, grid.size // 4))
     rings = spectrum.rings(radius)

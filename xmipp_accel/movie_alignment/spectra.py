@@ -44,7 +44,8 @@ class Spectra:
     @property
     def radius(self):
         """Absolute frequency, float32 of shape (my, mx // 2 + 1) on the data's device."""
-        return array_module(self.data).asarray(np.hypot(self.fy[:, None], self.fx[None]).astype(np.float32))
+        xp = array_module(self.data)
+        return xp.hypot(*(xp.asarray(f, dtype=xp.float32) for f in (self.fy[:, None], self.fx[None])))
 
     def crop(self, limit):
         """Copy without the frequencies above `limit`, in cycles per px of the movie."""
@@ -125,10 +126,10 @@ def phases(fy, fx, shifts, xp):
     array, shape (n, ky, 1); array, shape (n, 1, kx)
         complex64; their product belongs to the frames.
     """
-    shifts = np.asarray(shifts, dtype=np.float64)
-    ey = np.exp(-2j * np.pi * shifts[:, :1] * fy).astype(np.complex64)
-    ex = np.exp(-2j * np.pi * shifts[:, 1:] * fx).astype(np.complex64)
-    return xp.asarray(ey)[:, :, None], xp.asarray(ex)[:, None, :]
+    shifts, fy, fx = (xp.asarray(values, dtype=xp.float64) for values in (shifts, fy, fx))
+    ey = xp.exp(-2j * np.pi * shifts[:, :1] * fy).astype(xp.complex64)
+    ex = xp.exp(-2j * np.pi * shifts[:, 1:] * fx).astype(xp.complex64)
+    return ey[:, :, None], ex[:, None, :]
 
 
 class SignalSpectrum:

@@ -20,7 +20,8 @@ from xmipp_accel.movie_alignment.others import (
 from xmipp_accel.movie_alignment.spectra import SignalSpectrum, gaussian, phases
 
 COARSE_RESOLUTION = 30.0
-BATCH_BYTES = 64 << 20
+# Cross-spectra at a time: in the cache of a CPU, few launches on a GPU.
+HOST_BYTES, DEVICE_BYTES = 16 << 20, 1 << 30
 CONVERGED = 0.003
 MAX_ROUNDS = 12
 # The rounds at full resolution keep the frequencies that hold this part of the information.
@@ -185,7 +186,7 @@ def _from_all_pairs(spectra, sampling_rate, max_shift, resolution):
     i, j = solve.frame_pairs(n)
     step = tuple(e / s for e, s in zip(spectra.extent, spectra.shape))
     found, weights, limit = [], [], []
-    batch = max(1, BATCH_BYTES // data[0].nbytes)
+    batch = max(1, (HOST_BYTES if xp is np else DEVICE_BYTES) // data[0].nbytes)
     for first in range(0, len(i), batch):
         a, b = xp.asarray(i[first : first + batch]), xp.asarray(j[first : first + batch])
         cross = data[a] * data[b].conj() * weight

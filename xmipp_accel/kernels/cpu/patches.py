@@ -13,7 +13,7 @@ def _cut(images, starts, window, out):
     for job in numba.prange(n_patches * n):
         p, t = job // n, job % n
         y0, x0 = starts[p, t, 0], starts[p, t, 1]
-        total = 0.0
+        total = np.float64(0)
         for y in range(size):
             row_total = np.float32(0)
             row = images[t, y0 + y, x0 : x0 + size]
