@@ -15,11 +15,12 @@ from xmipp_accel.errors import InputFileError, ParameterError, ProcessingError
 from xmipp_accel.io import eer
 from xmipp_accel.io.gains import read_dark, read_defects, read_gain
 from xmipp_accel.io.ifd import DirectoryReader
-from xmipp_accel.io.images import write_image, write_stack
+from xmipp_accel.io.images import stack_writer, write_image
 from xmipp_accel.io.movies import open_movie
 from xmipp_accel.io.publish import write_json
 from xmipp_accel.movie_alignment import metadata, quality
 from xmipp_accel.movie_alignment.correct import MotionCorrector, binned_shape, corrected_averages
+from xmipp_accel.movie_alignment.magnification import Magnification
 from xmipp_accel.movie_alignment.motion import find_motion
 from xmipp_accel.movie_alignment.prepare import PreparedMovie, blank_frames, non_finite_pixels, outlier_pixels
 from xmipp_accel.movie_alignment.result import MovieAlignmentResult
@@ -27,7 +28,18 @@ from xmipp_accel.movie_alignment.result import MovieAlignmentResult
 logger = logging.getLogger(__name__)
 
 STEPS = 4
-SUFFIXES = {"unweighted": ".mrc", "dose_weighted": "_DW.mrc", "even": "_EVN.mrc", "odd": "_ODD.mrc"}
+SUFFIXES = {
+    "unweighted": ".mrc",
+    "dose_weighted": "_DW.mrc",
+    "even": "_EVN.mrc",
+    "odd": "_ODD.mrc",
+    "dose_weighted_even": "_DW_EVN.mrc",
+    "dose_weighted_odd": "_DW_ODD.mrc",
+    "initial": "_initial.mrc",
+    "aligned_movie": "_aligned.mrcs",
+    "power_spectrum": "_psd.mrc",
+    "power_spectrum_initial": "_psd_initial.mrc",
+}
 
 
 class MovieAlignmentExecutor:
@@ -52,9 +64,11 @@ class MovieAlignmentExecutor:
         """Align one movie and write its outputs.
 
         The averages are means, not sums: ``<name>.mrc`` without and ``<name>_DW.mrc`` with dose weighting,
-        ``<name>_EVN.mrc`` and ``<name>_ODD.mrc`` of the frames with even and odd numbers counted from 1,
-        ``<name>_aligned.mrcs``, ``<name>_psd.mrc``, the motion as ``<name>.xmd`` (Xmipp) and ``<name>.star``
-        (RELION), and ``<name>.json``, last of all.
+        ``<name>_EVN.mrc`` and ``<name>_ODD.mrc`` of the frames with even and odd numbers counted from 1, and
+        ``<name>_DW_EVN.mrc`` and ``<name>_DW_ODD.mrc`` of these with dose weighting, ``<name>_initial.mrc`` of the
+        frames before alignment. Further the corrected frames as ``<name>_aligned.mrcs``, power spectra as
+        ``<name>_psd.mrc`` and, before alignment, ``<name>_psd_initial.mrc``, the motion as ``<name>.xmd`` (Xmipp)
+        and ``<name>.star`` (RELION), and ``<name>.json``, last of all.
 
         Parameters
         ----------
@@ -190,21 +204,44 @@ class _Run:
             raise ProcessingError(f"{self.path}: {error}") from error
 
     def _averages(self, movie, valid, motion):
-        corrector = MotionCorrector(motion.shifts, motion.control_points, movie.shape[1:])
+        p, shape = self.parameters, movie.shape[1:]
         frames = [t for t in valid if self.sum_first <= t + self.first <= self.sum_last]
         if not frames:
             raise ProcessingError(f"{self.path}: no frame to be summed has any contrast")
-        return corrected_averages(movie, frames, corrector, self.parameters, self.sampling_rate, self.first - 1)
+        magnification = Magnification.from_parameters(p, shape)
+        corrector = MotionCorrector(motion.shifts, motion.control_points, shape, magnification)
+        with self._aligned_movie(shape) as append:
+            return corrected_averages(movie, frames, corrector, p, self.sampling_rate, self.first - 1, append)
+
+    @contextlib.contextmanager
+    def _aligned_movie(self, shape):
+        """Function that appends a frame to the aligned movie; None if it is not wanted."""
+        if not self.parameters.save_aligned_movie:
+            yield None
+            return
+        with stack_writer(self._output("aligned_movie"), self._output_rate(shape), self._dtype) as append:
+            yield append
+
+    @property
+    def _dtype(self):
+        return np.float16 if self.parameters.float16 else np.float32
+
+    def _output(self, key):
+        return self.folder / f"{self.name}{SUFFIXES[key]}"
+
+    def _output_rate(self, shape):
+        return self.sampling_rate * shape[1] / binned_shape(shape, self.parameters.bin_factor)[1]
 
     def _write(self, movie, blank, motion, averages):
         p = self.parameters
         shape = int(movie.shape[1]), int(movie.shape[2])
-        out_rate = self.sampling_rate * shape[1] / binned_shape(shape, p.bin_factor)[1]
-        outputs = self._write_images(averages, out_rate)
+        images, frc = averages
+        out_rate = self._output_rate(shape)
+        outputs = self._write_images(images, out_rate)
         bad = np.argwhere(movie.bad)
         outputs |= {"xmd": f"{self.name}.xmd", "star": f"{self.name}.star"}
         numbers = dict(motion.quality, bad_pixels=float(len(bad)), blank_frames=float(len(blank)))
-        numbers |= quality.motion_summary(motion.shifts, self.sampling_rate, p.dose_per_frame)
+        numbers |= frc | quality.motion_summary(motion.shifts, self.sampling_rate, p.dose_per_frame)
         reason = motion.reason
         if blank:
             listed = ", ".join(str(t + self.first) for t in blank)
@@ -224,20 +261,9 @@ class _Run:
         )
         return result
 
-    def _write_images(self, averages, sampling_rate):
-        p = self.parameters
-        dtype = np.float16 if p.float16 else np.float32
-        wanted = {"unweighted": p.save_unweighted, "even": p.save_even_odd, "odd": p.save_even_odd}
-        outputs = {}
-        for key, suffix in SUFFIXES.items():
-            if key in averages and wanted.get(key, True):
-                outputs[key] = self.name + suffix
-                write_image(self.folder / outputs[key], averages[key], sampling_rate, dtype)
-        if "aligned_movie" in averages:
-            outputs["aligned_movie"] = f"{self.name}_aligned.mrcs"
-            write_stack(self.folder / outputs["aligned_movie"], averages["aligned_movie"], sampling_rate, dtype)
-        if p.save_power_spectrum:
-            outputs["power_spectrum"] = f"{self.name}_psd.mrc"
-            spectrum = quality.power_spectrum(averages["unweighted"])
-            write_image(self.folder / outputs["power_spectrum"], spectrum, sampling_rate)
-        return outputs
+    def _write_images(self, images, sampling_rate):
+        for key, image in images.items():
+            dtype = np.float32 if key.startswith("power_spectrum") else self._dtype
+            write_image(self._output(key), image, sampling_rate, dtype)
+        written = [*images, *(["aligned_movie"] if self.parameters.save_aligned_movie else [])]
+        return {key: self._output(key).name for key in written}

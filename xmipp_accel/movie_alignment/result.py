@@ -49,7 +49,8 @@ class MovieAlignmentResult:
         See :mod:`xmipp_accel.movie_alignment.quality`.
     outputs : dict of str to str
         Paths relative to the result's folder: ``unweighted``, ``dose_weighted``, ``even``, ``odd``,
-        ``aligned_movie``, ``power_spectrum``, ``xmd``, ``star``.
+        ``dose_weighted_even``, ``dose_weighted_odd``, ``initial``, ``aligned_movie``, ``power_spectrum``,
+        ``power_spectrum_initial``, ``xmd``, ``star``.
     timings : dict of str to float
         Seconds of each stage.
     parameters : dict
@@ -85,7 +86,7 @@ class MovieAlignmentResult:
         Parameters
         ----------
         y, x : array_like
-            Position in the average, px of the movie.
+            Position in the average without stretch, px of the movie.
         t : array_like of int
             Aligned frame, counted from 0. All three broadcast against each other.
 

@@ -1,0 +1,95 @@
+"""Running averages of frames, with and without weights, for even and odd frames."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from xmipp_accel.backend import array_module
+
+
+class WeightedMean:
+    """Average of frames that show one scene with different amplitudes under noise of equal power.
+
+    Frame t is ``F_t(f) = w_t(f) S(f) + N_t(f)``. Of all sums of frames, ``sum w_t F_t`` has the highest
+    signal-to-noise ratio at each frequency: it is the matched filter, and for ``w_t = exp(-D_t / (2 Ne(f)))`` the
+    exposure filter of T. Grant and N. Grigorieff, eLife 4:e06980 (2015), whose restoration of the noise is taken
+    as well. The sum is divided by ``sqrt(n sum w_t^2)``: its noise then has the power of the plain mean's at each
+    frequency, and equal weights give the plain mean.
+
+    Frames come either all as images without weights or all as half-plane transforms.
+    """
+
+    def __init__(self):
+        self.total = self._square = None
+        self.count = 0
+
+    def add(self, frame, weight=None):
+        """Add an image (ny, nx), or its transform (ny, nx // 2 + 1) with or without a real weight."""
+        if weight is not None:
+            frame = frame * weight
+            self._square = weight**2 if self._square is None else self._square + weight**2
+        if self.total is None:
+            self.total = frame.copy()
+        else:
+            self.total += frame
+        self.count += 1
+
+    def __add__(self, other):
+        """Average of the frames of both; neither is changed."""
+        if not (self.count and other.count):
+            return other if other.count else self
+        both = WeightedMean()
+        both.total, both.count = self.total + other.total, self.count + other.count
+        if self._square is not None:
+            both._square = self._square + other._square
+        return both
+
+    def mean(self):
+        """Return the average, as an image or a transform like the frames."""
+        xp = array_module(self.total)
+        if self._square is None:
+            return self.total / xp.float32(self.count)
+        # Where no frame shows anything the sum is zero as well.
+        return self.total / xp.sqrt(self.count * xp.maximum(self._square, xp.float32(1e-30)))
+
+
+class Halves:
+    """The averages of the frames with odd and with even numbers, counted from 1."""
+
+    def __init__(self):
+        self.odd, self.even = WeightedMean(), WeightedMean()
+
+    def add(self, index, frame, weight=None):
+        """Add the frame with this index, counted from 0."""
+        (self.even if index % 2 else self.odd).add(frame, weight)
+
+    @property
+    def complete(self):
+        """Whether there are frames in both."""
+        return min(self.odd.count, self.even.count) > 0
+
+    def all(self):
+        """Average of all frames."""
+        return self.odd + self.even
+
+
+def in_frame_weight(shape, motion, xp):
+    """Amplitude that is left of a frame whose scene moves evenly while it is exposed.
+
+    Parameters
+    ----------
+    shape : (int, int)
+        Of the frame (ny, nx).
+    motion : (float, float)
+        (y, x) in px from the beginning to the end of the exposure.
+    xp : module
+        `numpy` or `cupy`.
+
+    Returns
+    -------
+    array of float32, shape (ny, nx // 2 + 1)
+        ``sin(pi f.motion) / (pi f.motion)``, the transform of a straight line; negative where the contrast is
+        reversed.
+    """
+    fy, fx = np.fft.fftfreq(shape[0]) * motion[0], np.fft.rfftfreq(shape[1]) * motion[1]
+    return xp.sinc(xp.asarray(fy.astype(np.float32))[:, None] + xp.asarray(fx.astype(np.float32))[None])
