@@ -2,12 +2,16 @@
 
 import numpy as np
 import pytest
+import scipy.fft
+import scipy.ndimage
 
+from tests.movie_alignment.test_correct import stretched_positions
 from tests.movie_alignment.test_executor import Movie
 from xmipp_accel.backend import to_host
 from xmipp_accel.io.images import read_image, read_stack
 from xmipp_accel.io.movies import open_movie
 from xmipp_accel.movie_alignment import quality
+from xmipp_accel.movie_alignment.averages import Halves
 
 
 @pytest.fixture(scope="module")
@@ -99,3 +103,114 @@ def test_power_spectrum(device, shape, size):
     image = np.random.default_rng(0).normal(3, 1, shape).astype(np.float32)
     found = to_host(quality.power_spectrum(device.asarray(image), size))
     np.testing.assert_allclose(found, spectrum_oracle(image, min(size, *shape)), rtol=1e-3, atol=1e-4)
+
+
+# --- how the averages are formed
+
+
+def test_magnification_stretches_the_averages(small):
+    plain = small.image(small.align(local_alignment=False))
+    y, x = np.mgrid[:240, :288].astype(float)
+    for change in (dict(mag_major=1.04), dict(mag_minor=0.97), dict(mag_major=1.04, mag_angle=60.0)):
+        result = small.align(local_alignment=False, **change)
+        found = small.image(result)
+        factors = dict(dict(mag_major=1.0, mag_minor=1.0, mag_angle=0.0), **change)
+        where = stretched_positions(
+            y, x, 1 / factors["mag_major"], 1 / factors["mag_minor"], factors["mag_angle"], plain.shape
+        )
+        expected = scipy.ndimage.map_coordinates(plain, where, order=3, mode="mirror")
+        assert np.corrcoef(found.ravel(), expected.ravel())[0, 1] > 0.9
+        assert np.corrcoef(found.ravel(), plain.ravel())[0, 1] < 0.5
+    turned = small.image(small.align(local_alignment=False, mag_angle=60.0))
+    np.testing.assert_array_equal(turned, plain)
+
+
+def test_in_frame_motion_weights_all_averages(small):
+    """Low frequencies stay; the noise keeps its power at high ones."""
+    wanted = dict(save_even_odd=True, dose_per_frame=2.0, local_alignment=False)
+    images = {}
+    for correct in (False, True):
+        result = small.align(correct_in_frame_motion=correct, **wanted)
+        images[correct] = {key: small.image(result, key) for key in result.outputs if key not in ("xmd", "star")}
+    radius = np.hypot(np.fft.fftfreq(240)[:, None], np.fft.rfftfreq(288))
+    assert len(images[True]) == 6
+    for key, image in images[True].items():
+        before, after = np.fft.rfft2(images[False][key]), np.fft.rfft2(image)
+        np.testing.assert_allclose(after[radius < 0.01], before[radius < 0.01], rtol=0.02)
+        high = radius > 0.45
+        assert np.abs(after - before)[high].mean() > 0.1 * np.abs(before)[high].mean()
+        assert (abs(after[high]) ** 2).mean() == pytest.approx((abs(before[high]) ** 2).mean(), rel=0.05)
+
+
+# --- numbers
+
+
+def test_even_odd_frc_gain(device):
+    """Against ring sums of full transforms in float64; halves given as images and as transforms."""
+    rng = np.random.default_rng(0)
+    shape, rate = (60, 82), 2.0
+    scene = 1.5 * scipy.ndimage.gaussian_filter(rng.normal(size=shape), 0.7)
+    frames = (scene + rng.normal(0, 1, (6, *shape))).astype(np.float32)
+    blurred = scipy.ndimage.gaussian_filter(frames, (0, 0.8, 0.8)) + rng.normal(0, 0.2, frames.shape)
+    images, spectra = Halves(), Halves()
+    for k in range(6):
+        images.add(k, device.asarray(blurred[k].astype(np.float32)))
+        spectra.add(k, device.asarray(scipy.fft.rfft2(frames[k])))
+    found = quality.even_odd_frc(spectra, images, shape, rate)
+    (after, count), (before, _) = ring_correlation(frames), ring_correlation(blurred)
+    resolution = 2 * 30 * rate / (np.arange(30) + 0.5)
+    rings = (np.maximum(after, before) > 3 / np.sqrt(count)) & (resolution < 30)
+    assert 0 < rings.sum() < 30
+    assert found["even_odd_frc_rings"] == rings.sum()
+    assert found["even_odd_frc"] == pytest.approx(after[rings].mean(), abs=1e-4)
+    assert found["even_odd_frc_initial"] == pytest.approx(before[rings].mean(), abs=1e-4)
+    assert found["even_odd_frc_gain"] == pytest.approx((after - before)[rings].mean(), abs=1e-4)
+
+
+def ring_correlation(frames):
+    """Correlation of odd and even frames in 30 rings without the axes, and independent coefficients of each."""
+    odd, even = np.fft.fft2(frames[::2].mean(axis=0)), np.fft.fft2(frames[1::2].mean(axis=0))
+    fy, fx = (np.fft.fftfreq(s) for s in frames.shape[1:])
+    ring = (np.hypot(fy[:, None], fx) * 60).astype(int)
+    ring[0], ring[:, 0] = -1, -1
+    curve, count = np.zeros(30), np.ones(30)
+    for r in range(30):
+        a, b = odd[ring == r], even[ring == r]
+        if len(a):
+            curve[r] = (a * b.conj()).sum().real / np.sqrt((abs(a) ** 2).sum() * (abs(b) ** 2).sum())
+            count[r] = len(a)
+    return curve, count
+
+
+def test_frc_gain_of_movies(small):
+    """Alignment lets the halves agree better; without motion it changes nothing, with one frame there are no halves."""
+    quality = small.align().quality
+    assert quality["even_odd_frc_gain"] > 0.05
+    assert quality["even_odd_frc"] - quality["even_odd_frc_initial"] == pytest.approx(quality["even_odd_frc_gain"])
+    # Whole frames that move are worse than local motion that is followed.
+    assert quality["even_odd_frc"] > small.align(local_alignment=False).quality["even_odd_frc"]
+    still = small.align(max_shift=1.0).quality
+    assert still["even_odd_frc_gain"] == pytest.approx(0, abs=1e-5)
+    assert "even_odd_frc" not in small.align(sum_first_frame=8, local_alignment=False).quality
+
+
+def test_motion_summary_of_a_path_by_hand():
+    """Steps of 5, 0, 13 and 1 px at 2 A/px; at 2 e/A^2 a frame, two steps lie before 4 e/A^2."""
+    shifts = np.array([[0, 0], [3, 4], [3, 4], [8, 16], [8, 17]], dtype=float)
+    assert quality.motion_summary(shifts, 2.0, 2.0) == dict(total_motion=38.0, early_motion=10.0, late_motion=28.0)
+    assert quality.motion_summary(shifts, 2.0) == dict(total_motion=38.0, early_motion=36.0, late_motion=2.0)
+    assert quality.motion_summary(shifts[:1], 2.0) == dict(total_motion=0.0, early_motion=0.0, late_motion=0.0)
+
+
+def test_local_summary_by_hand():
+    """A field that grows with x and time: percentiles over nine columns, rows and all frames."""
+    shifts = np.array([[1.0, 2.0], [5.0, 5.0]])
+
+    def field(y, x, t):
+        return shifts[t] + np.stack([0 * x, t * x / 10], axis=-1)
+
+    found = quality.local_summary(field, shifts, (9, 81), 2)
+    sizes = np.concatenate([np.zeros(9), np.linspace(0, 8, 9)])
+    assert found["local_motion"] == pytest.approx(8.0)
+    assert found["local_motion_2.5"] == pytest.approx(np.percentile(np.repeat(sizes, 9), 2.5))
+    assert found["local_motion_97.5"] == pytest.approx(np.percentile(np.repeat(sizes, 9), 97.5))
