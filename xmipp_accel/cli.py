@@ -67,6 +67,12 @@ def _add_movies(commands):
     parser.add_argument("--gain", type=Path, help="gain reference in MRC or TIFF")
     parser.add_argument("--dark", type=Path, help="dark reference in MRC or TIFF")
     parser.add_argument("--defects", type=Path, help="text file of 'x y width height' lines, or a map of 0 and 1")
+    parser.add_argument(
+        "--apply-alignment",
+        type=Path,
+        metavar="FOLDER",
+        help="apply the alignments of an earlier run, NAME.json in this folder, instead of measuring",
+    )
     _add_common(parser, MovieAlignmentParameters)
 
 
@@ -113,6 +119,7 @@ def run_movies(options) -> int:
         dark=options.dark,
         defects=options.defects,
         report=_show_outcome,
+        alignments=options.apply_alignment,
     )
     failed = sum(outcome.error is not None for outcome in outcomes)
     print(f"{len(outcomes) - failed} of {len(outcomes)} movies aligned; results in {options.output}")

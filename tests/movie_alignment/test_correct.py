@@ -63,7 +63,9 @@ def test_motion_and_stretch_in_one_interpolation(device, local):
     shifts = rng.normal(0, 2, (6, 2))
     points = rng.normal(0, 1.5, (4, 5, 4, 2)) if local else NO_POINTS
     magnification = Magnification(*factors, shape)
-    found = MotionCorrector(shifts, points, shape, magnification).image(device.asarray(frame.astype(np.float32)), 2)
+    found = MotionCorrector(shifts, points, shape, magnification).image(
+        device.asarray(frame.astype(np.float32)), 2
+    )
 
     y, x = np.mgrid[: shape[0], : shape[1]].astype(float)
     v, u = stretched_positions(y, x, 1 / factors[0], 1 / factors[1], factors[2], shape)

@@ -23,6 +23,7 @@ from xmipp_accel.movie_alignment.correct import MotionCorrector, binned_shape, c
 from xmipp_accel.movie_alignment.magnification import Magnification
 from xmipp_accel.movie_alignment.motion import find_motion
 from xmipp_accel.movie_alignment.prepare import PreparedMovie, blank_frames, non_finite_pixels, outlier_pixels
+from xmipp_accel.movie_alignment.reapply import saved_motion
 from xmipp_accel.movie_alignment.result import MovieAlignmentResult
 
 logger = logging.getLogger(__name__)
@@ -60,7 +61,7 @@ class MovieAlignmentExecutor:
         self._gain, self._dark, self._defects = gain, dark, defects
         self._references = {}
 
-    def process(self, movie_path, output_folder, name=None, progress=None):
+    def process(self, movie_path, output_folder, name=None, progress=None, alignment=None):
         """Align one movie and write its outputs.
 
         The averages are means, not sums: ``<name>.mrc`` without and ``<name>_DW.mrc`` with dose weighting,
@@ -79,6 +80,8 @@ class MovieAlignmentExecutor:
             Stem of the outputs; the movie's own stem otherwise.
         progress : callable, optional
             Called as ``progress(done, total)`` with numbers of steps.
+        alignment : path, optional
+            The ``.json`` or ``.xmd`` of an earlier alignment of this movie, applied instead of measuring one.
 
         Returns
         -------
@@ -87,14 +90,14 @@ class MovieAlignmentExecutor:
         Raises
         ------
         InputFileError
-            The movie or one of the references cannot be used.
+            The movie or one of the references cannot be used, or `alignment` is of other frames.
         ParameterError
             The parameters do not fit this movie.
         ProcessingError
             The movie holds nothing that can be aligned: fewer than two frames with contrast, or no valid pixels.
         """
         with self.device.activate():
-            return _Run(self, Path(movie_path), Path(output_folder), name, progress).result()
+            return _Run(self, Path(movie_path), Path(output_folder), name, progress, alignment).result()
 
     def references(self, shape):
         """Gain and dark on the device, and defects on the host, for frames of this shape; each may be None."""
@@ -121,11 +124,11 @@ class MovieAlignmentExecutor:
 class _Run:
     """One movie's way through the executor."""
 
-    def __init__(self, executor, movie_path, folder, name, progress):
+    def __init__(self, executor, movie_path, folder, name, progress, alignment):
         self.executor, self.parameters, self.device = executor, executor.parameters, executor.device
         self.path, self.folder = movie_path, folder
         self.name = name or movie_path.stem
-        self.progress = progress
+        self.progress, self.alignment = progress, alignment
         self.timings = {}
 
     @contextlib.contextmanager
@@ -142,8 +145,7 @@ class _Run:
             movie, blank = self._read()
         with self._stage("align", 2):
             valid = [t for t in range(movie.shape[0]) if t not in set(blank)]
-            motion = find_motion(movie, valid, self.parameters, self.sampling_rate)
-            motion = motion.relative_to_reference()
+            motion = self._motion(movie, valid)
         with self._stage("correct", 3):
             averages = self._averages(movie, valid, motion)
         with self._stage("write", 4):
@@ -174,6 +176,11 @@ class _Run:
                 "an alignment needs two"
             )
         return movie, blank
+
+    def _motion(self, movie, valid):
+        if self.alignment is not None:
+            return saved_motion(self.alignment, self.n_frames, self.first, self.last, movie.shape[1:])
+        return find_motion(movie, valid, self.parameters, self.sampling_rate).relative_to_reference()
 
     def _eer_grouping(self):
         directories = DirectoryReader(self.path) if self.path.suffix.lower() == ".eer" else None
@@ -244,14 +251,16 @@ class _Run:
         numbers |= frc | quality.motion_summary(motion.shifts, self.sampling_rate, p.dose_per_frame)
         reason = motion.reason
         if blank:
-            listed = ", ".join(str(t + self.first) for t in blank)
-            reason = "; ".join(filter(None, [reason, f"frames without contrast left out: {listed}"]))
+            left_out = f"frames without contrast left out: {', '.join(str(t + self.first) for t in blank)}"
+            if left_out not in reason:  # as the reason of an alignment that is applied again has it
+                reason = "; ".join(filter(None, [reason, left_out]))
         result = MovieAlignmentResult(
             name=self.name, movie=os.path.abspath(self.path), status=motion.status, reason=reason,
             n_frames=self.n_frames, first_frame=self.first - 1, shape=shape, sampling_rate=self.sampling_rate,
             output_sampling_rate=out_rate, reference_frame=motion.reference + self.first - 1,
             shifts=motion.shifts, shift_errors=motion.errors, control_points=motion.control_points,
             quality=numbers, outputs=outputs, timings=self.timings, parameters=p.to_dict(),
+            alignment="" if self.alignment is None else os.path.abspath(self.alignment),
         )  # fmt: skip
         numbers |= quality.local_summary(result.field, result.shifts, shape, result.n_aligned)
         metadata.write_xmd(self.folder / outputs["xmd"], result, blank)

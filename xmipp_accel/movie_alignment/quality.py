@@ -71,16 +71,16 @@ def even_odd_frc(corrected, initial, shape, sampling_rate):
     -------
     dict of str to float
         ``even_odd_frc`` and ``even_odd_frc_initial``, the mean correlations over these rings;
-        ``even_odd_frc_gain``, their difference; ``even_odd_frc_rings``, how many rings count. Empty without even
-        or without odd frames.
+        ``even_odd_frc_gain``, their difference; ``even_odd_frc_rings``, how many rings count. All are zero where
+        there is no such ring, or no even or no odd frame.
     """
-    if not corrected.complete:
-        return {}
     n_rings = min(N_RINGS, min(shape) // 2)
     frequency = (np.arange(n_rings) + 0.5) / (2 * n_rings * sampling_rate)
     band = (frequency > 1 / FRC_BAND[0]) & (frequency < 1 / FRC_BAND[1])
-    before, count = _ring_correlation(initial, shape, n_rings)
-    after, _ = _ring_correlation(corrected, shape, n_rings)
+    before = after = count = np.zeros(n_rings)
+    if corrected.complete:
+        before, count = _ring_correlation(initial, shape, n_rings)
+        after, _ = _ring_correlation(corrected, shape, n_rings)
     rings = band & (np.maximum(before, after) > SIGNIFICANCE / np.sqrt(2.0 * np.maximum(count, 1)))
     means = [float(curve[rings].mean()) if rings.any() else 0.0 for curve in (after, before)]
     return {

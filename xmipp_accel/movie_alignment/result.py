@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from xmipp_accel.errors import InputFileError
 from xmipp_accel.io.publish import read_json
 from xmipp_accel.numerics import bspline
 
@@ -55,6 +56,8 @@ class MovieAlignmentResult:
         Seconds of each stage.
     parameters : dict
         Of the run.
+    alignment : str
+        Path of the earlier alignment that was applied; empty if the motion was measured.
     """
 
     name: str
@@ -74,6 +77,7 @@ class MovieAlignmentResult:
     outputs: dict[str, str]
     timings: dict[str, float]
     parameters: dict[str, Any]
+    alignment: str = ""
 
     @property
     def n_aligned(self) -> int:
@@ -128,6 +132,11 @@ class MovieAlignmentResult:
     def from_json(cls, source):
         """Build from the path of a JSON file, or from what it holds."""
         values = dict(read_json(source) if isinstance(source, (str, os.PathLike)) else source)
+        known = {field.name for field in dataclasses.fields(cls)}
+        wrong = sorted((known - {"alignment"}) - values.keys() | values.keys() - known)
+        if wrong:
+            found = f"{wrong[0]} where it does not belong" if wrong[0] in values else f"no {wrong[0]}"
+            raise InputFileError(source, "the result of a movie alignment", found)
         for key in ("shifts", "shift_errors"):
             values[key] = np.asarray(values[key], dtype=np.float64).reshape(-1, 2)
         points = np.asarray(values["control_points"], dtype=np.float64)
