@@ -72,9 +72,12 @@ def write_tracks(path, result, positions, particles):
 
     The block ``general`` has the movie's name and pixel size, the sizes of its frames, and by how much its
     particles' micrograph is binned. The block ``tracks`` has a row for each particle and each aligned frame:
-    ``rlnImageId``, the particle; ``rlnMicrographFrameNumber``, from 1; ``rlnCoordinateX`` and ``Y``, where the
-    particle lies in this frame, px of the movie; ``rlnMicrographShiftX`` and ``Y``, the translation to apply there,
-    px of the movie, in the sense of the file that goes to RELION's polishing.
+
+    * ``rlnImageId``, the particle;
+    * ``rlnMicrographFrameNumber``, from 1;
+    * ``rlnCoordinateX`` and ``Y``, where the particle lies in this frame, px of the movie;
+    * ``rlnMicrographShiftX`` and ``Y``, the translation to apply, px of the movie, in the sense of the file that
+      goes to RELION's polishing.
 
     Parameters
     ----------
