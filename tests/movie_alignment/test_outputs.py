@@ -195,9 +195,19 @@ def test_frc_gain_of_movies(small):
 
 
 def test_motion_summary_of_a_path_by_hand():
-    """Steps of 5, 0, 13 and 1 px at 2 A/px; at 2 e/A^2 a frame, two steps lie before 4 e/A^2."""
+    """Steps of 5, 0, 13 and 1 px at 2 A/px; early are those up to the last frame that ends by 4 e/A^2."""
     shifts = np.array([[0, 0], [3, 4], [3, 4], [8, 16], [8, 17]], dtype=float)
-    assert quality.motion_summary(shifts, 2.0, 2.0) == dict(total_motion=38.0, early_motion=10.0, late_motion=28.0)
+    for dose, received, early in [
+        (2, 0, 10),
+        (1.3, 0, 10),
+        (1, 0, 36),
+        (0.8, 0, 38),
+        (1, 2, 10),
+        (1, 3, 0),
+        (5, 0, 0),
+    ]:
+        found = quality.motion_summary(shifts, 2.0, dose, received)
+        assert found == dict(total_motion=38.0, early_motion=early, late_motion=38.0 - early), (dose, received)
     assert quality.motion_summary(shifts, 2.0) == dict(total_motion=38.0, early_motion=36.0, late_motion=2.0)
     assert quality.motion_summary(shifts[:1], 2.0) == dict(total_motion=0.0, early_motion=0.0, late_motion=0.0)
 

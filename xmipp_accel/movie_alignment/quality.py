@@ -8,23 +8,35 @@ from xmipp_accel.backend import array_module, fft_module, to_host
 
 # RELION's division of the motion into early and late.
 EARLY_EXPOSURE = 4.0
+ROUNDING = 1e-6
 # Even against odd averages: rings up to Nyquist, range of resolution in A, standard deviations of noise.
 N_RINGS = 100
 FRC_BAND = (30.0, 3.0)
 SIGNIFICANCE = 3.0
 
 
-def motion_summary(shifts, sampling_rate, dose_per_frame=0.0):
+def motion_summary(shifts, sampling_rate, dose_per_frame=0.0, received=0.0):
     """Lengths of the path of the whole frame, in A.
+
+    Parameters
+    ----------
+    shifts : array_like, shape (n, 2)
+    sampling_rate : float
+        A/px.
+    dose_per_frame, received : float
+        Exposure of one frame, and of the specimen before the first one of `shifts`, e/A^2.
 
     Returns
     -------
     dict
-        ``total_motion``, ``early_motion`` and ``late_motion``: before and after 4 e/A^2, or the first three frames
-        where the dose is unknown.
+        ``total_motion``, and of this ``early_motion``, up to the last frame that ends by 4 e/A^2, as RELION counts,
+        or up to the fourth frame where the dose is unknown, and ``late_motion``, the rest.
     """
     steps = np.hypot(*np.diff(np.asarray(shifts), axis=0).T) * sampling_rate
-    early = int(np.ceil(EARLY_EXPOSURE / dose_per_frame)) if dose_per_frame > 0 else 3
+    early = 3
+    if dose_per_frame > 0:
+        frames = np.floor((EARLY_EXPOSURE - received) / dose_per_frame + ROUNDING)
+        early = max(0, int(frames) - 1)
     return {
         "total_motion": float(steps.sum()),
         "early_motion": float(steps[:early].sum()),
@@ -145,4 +157,4 @@ def power_spectrum(image, size=512):
     # The other half has the amplitudes of the opposite frequencies.
     opposite = xp.roll(amplitude[::-1], 1, axis=0)[:, (size - 1) // 2 : 0 : -1]
     whole = xp.concatenate([amplitude, opposite], axis=1)
-    return fft.fftshift(whole).astype(xp.float32)
+    return xp.fft.fftshift(whole).astype(xp.float32)
