@@ -5,12 +5,13 @@ import pytest
 import scipy.fft
 import scipy.ndimage
 
+from tests.movie_alignment.test_averages import grant_average
 from tests.movie_alignment.test_correct import stretched_positions
 from tests.movie_alignment.test_executor import Movie
 from xmipp_accel.backend import to_host
-from xmipp_accel.io.images import read_image, read_stack
+from xmipp_accel.io.images import read_image, read_stack, write_stack
 from xmipp_accel.io.movies import open_movie
-from xmipp_accel.movie_alignment import quality
+from xmipp_accel.movie_alignment import MovieAlignmentExecutor, MovieAlignmentParameters, quality
 from xmipp_accel.movie_alignment.averages import Halves
 
 
@@ -224,3 +225,24 @@ def test_local_summary_by_hand():
     assert found["local_motion"] == pytest.approx(8.0)
     assert found["local_motion_2.5"] == pytest.approx(np.percentile(np.repeat(sizes, 9), 2.5))
     assert found["local_motion_97.5"] == pytest.approx(np.percentile(np.repeat(sizes, 9), 97.5))
+
+
+def test_aligned_movie_keeps_the_place_of_each_summed_frame(small, tmp_path):
+    """Frames without contrast stay in it, so that those behind keep their exposure; the averages skip them."""
+    frames = prepared(small).astype(np.float32)
+    frames[4] = 7.0
+    write_stack(tmp_path / "movie.mrc", frames, 1.5)
+    parameters = MovieAlignmentParameters(
+        save_aligned_movie=True, save_initial_average=True, sum_first_frame=3, sum_last_frame=7, dose_per_frame=2.0
+    )
+    result = MovieAlignmentExecutor(parameters).process(tmp_path / "movie.mrc", tmp_path)
+    stack = read_stack(tmp_path / "movie_aligned.mrcs")
+    assert len(stack) == 5
+    np.testing.assert_allclose(stack[2], 7.0, atol=1e-4)
+    kept = [0, 1, 3, 4]
+    average = read_image(tmp_path / result.outputs["unweighted"])[0]
+    np.testing.assert_allclose(stack[kept].mean(axis=0), average, atol=1e-4)
+    initial = read_image(tmp_path / result.outputs["initial"])[0]
+    np.testing.assert_allclose(frames[2:7][kept].mean(axis=0), initial, atol=1e-4)
+    weighted = grant_average(stack[kept], np.array([2.0, 4.0, 8.0, 10.0]), 1.5, 1.0)
+    np.testing.assert_allclose(read_image(tmp_path / result.outputs["dose_weighted"])[0], weighted, atol=1e-3)

@@ -108,7 +108,7 @@ def test_micrographs_carry_names_pictures_and_motion(aligned):
         for micrograph in getattr(aligned, name).iterItems():
             assert micrograph.getMicName() == f"movie_{micrograph.getObjId()}.mrcs"
             assert os.path.exists(micrograph.getFileName())
-            for attribute in ("plotGlobal", "plotCart", "thumbnail", "psdCorr"):
+            for attribute in ("plotGlobal", "plotCart", "thumbnail", "psdCorr", "psdJpeg"):
                 assert os.path.exists(getattr(micrograph, attribute).getFileName()), attribute
             assert float(micrograph._rlnAccumMotionTotal) == pytest.approx(total, rel=0.15)
             early = float(micrograph._rlnAccumMotionEarly) + float(micrograph._rlnAccumMotionLate)

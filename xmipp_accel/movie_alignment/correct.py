@@ -140,7 +140,9 @@ class MotionCorrector:
         return in_frame_weight(self.shape, motion, xp)
 
 
-def corrected_averages(movie, frames, corrector, parameters, sampling_rate, first_frame=0, on_corrected=None):
+def corrected_averages(
+    movie, frames, corrector, parameters, sampling_rate, first_frame=0, blank=(), on_corrected=None
+):
     """Correct the frames and average them.
 
     Parameters
@@ -154,8 +156,10 @@ def corrected_averages(movie, frames, corrector, parameters, sampling_rate, firs
         A/px of the movie.
     first_frame : int
         Number of the file's frames before the movie's first, which count for even and odd.
+    blank : collection of int
+        Those of `frames` that are not averaged, since they have no contrast.
     on_corrected : callable, optional
-        Called with each corrected frame, on the host and binned.
+        Called with each corrected frame, blank ones too, on the host and binned.
 
     Returns
     -------
@@ -174,10 +178,13 @@ def corrected_averages(movie, frames, corrector, parameters, sampling_rate, firs
         dose = DoseWeights(shape, sampling_rate, exposures, parameters.voltage, xp)
     for k, t in enumerate(frames):
         frame, index = movie.frame(t), first_frame + t
-        initial.add(index, frame)
+        if t not in blank:
+            initial.add(index, frame)  # before the correction, which may overwrite its border
         corrected = corrector.corrected(frame, t)
         if on_corrected is not None:
             on_corrected(to_host(_binned(corrected, shape, parameters.bin_factor)))
+        if t in blank:
+            continue
         weight = corrector.in_frame_weight(t, xp) if parameters.correct_in_frame_motion else None
         if weight is not None or dose is not None:
             corrected = _transform(corrected)

@@ -147,7 +147,7 @@ class _Run:
             valid = [t for t in range(movie.shape[0]) if t not in set(blank)]
             motion = self._motion(movie, valid)
         with self._stage("correct", 3):
-            averages = self._averages(movie, valid, motion)
+            averages = self._averages(movie, blank, motion)
         with self._stage("write", 4):
             result = self._write(movie, blank, motion, averages)
         write_json(self.folder / f"{self.name}.json", result.to_json())
@@ -210,15 +210,17 @@ class _Run:
         except ProcessingError as error:
             raise ProcessingError(f"{self.path}: {error}") from error
 
-    def _averages(self, movie, valid, motion):
+    def _averages(self, movie, blank, motion):
         p, shape = self.parameters, movie.shape[1:]
-        frames = [t for t in valid if self.sum_first <= t + self.first <= self.sum_last]
-        if not frames:
+        frames = range(self.sum_first - self.first, self.sum_last - self.first + 1)
+        if set(frames) <= set(blank):
             raise ProcessingError(f"{self.path}: no frame to be summed has any contrast")
         magnification = Magnification.from_parameters(p, shape)
         corrector = MotionCorrector(motion.shifts, motion.control_points, shape, magnification)
         with self._aligned_movie(shape) as append:
-            return corrected_averages(movie, frames, corrector, p, self.sampling_rate, self.first - 1, append)
+            return corrected_averages(
+                movie, frames, corrector, p, self.sampling_rate, self.first - 1, blank, append
+            )
 
     @contextlib.contextmanager
     def _aligned_movie(self, shape):

@@ -29,7 +29,7 @@ def motion_summary(shifts, sampling_rate, dose_per_frame=0.0, received=0.0):
     Returns
     -------
     dict
-        ``total_motion``, and of this ``early_motion``, up to the last frame that ends by 4 e/A^2, as RELION counts,
+        ``total_motion``, and of this ``early_motion``, up to the last frame that ends by 4 e/A^2 as RELION counts,
         or up to the fourth frame where the dose is unknown, and ``late_motion``, the rest.
     """
     steps = np.hypot(*np.diff(np.asarray(shifts), axis=0).T) * sampling_rate
