@@ -37,7 +37,8 @@ def test_critical_exposure_at_any_voltage(voltage, factor):
     assert critical_exposure(0.25, voltage) == pytest.approx(factor * (0.24499 * 4**1.6649 + 2.8141))
 
 
-def test_weighted_mean_keeps_the_noise_power(device):
+@pytest.mark.parametrize("noise", [np.ones(5), np.array([1.0, 1.0, 4.0, 0.5, 2.0])])
+def test_weighted_mean_keeps_the_noise_power(device, noise):
     """The response to each frame alone gives the variance of the mean of independent noise."""
     rng = np.random.default_rng(0)
     weights = rng.uniform(-0.3, 1, (5, 8, 6)).astype(np.float32)
@@ -45,20 +46,25 @@ def test_weighted_mean_keeps_the_noise_power(device):
     for k in range(5):
         mean = WeightedMean()
         for j in range(5):
-            mean.add(device.asarray(np.full((8, 6), float(j == k), np.complex64)), device.asarray(weights[j]))
+            frame = np.full((8, 6), float(j == k), np.complex64)
+            mean.add(device.asarray(frame), device.asarray(weights[j]), noise[j])
         response.append(to_host(mean.mean()).real)
-    np.testing.assert_allclose((np.stack(response) ** 2).sum(axis=0), 1 / 5, rtol=1e-4)
+    variance = (np.stack(response) ** 2 * noise[:, None, None]).sum(axis=0)
+    np.testing.assert_allclose(variance, noise.sum() / 25, rtol=1e-4)
 
 
-def test_no_combination_has_a_better_signal_to_noise_ratio():
+@pytest.mark.parametrize("noise", [np.ones(3), np.array([0.3, 2.0, 1.0])])
+def test_no_combination_has_a_better_signal_to_noise_ratio(noise):
+    """Signal of each frame: its noise power times its amplitude, as where electrons are counted."""
     rng = np.random.default_rng(1)
     amplitude = np.array([0.9, 0.2, -0.4])
     mean = WeightedMean()
-    for a in amplitude:
-        mean.add(np.full((1, 1), a, np.complex64), np.full((1, 1), a, np.float32))
-    best = mean.mean()[0, 0].real * np.sqrt(3)
+    for a, power in zip(amplitude, noise):
+        mean.add(np.full((1, 1), power * a, np.complex64), np.full((1, 1), a, np.float32), power)
+    best = mean.mean()[0, 0].real / np.sqrt(noise.sum() / 9)
     others = rng.normal(size=(1000, 3))
-    assert best >= (others @ amplitude / np.linalg.norm(others, axis=1)).max() > 0.95 * best
+    ratios = others @ (noise * amplitude) / np.sqrt((others**2 * noise).sum(axis=1))
+    assert best >= ratios.max() > 0.95 * best
 
 
 def test_halves_make_up_the_whole(device):

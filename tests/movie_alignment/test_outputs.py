@@ -207,10 +207,12 @@ def test_motion_summary_of_a_path_by_hand():
         (1, 3, 0),
         (5, 0, 0),
     ]:
-        found = quality.motion_summary(shifts, 2.0, dose, received)
+        found = quality.motion_summary(shifts, 2.0, np.full(5, dose), received)
         assert found == dict(total_motion=38.0, early_motion=early, late_motion=38.0 - early), (dose, received)
-    assert quality.motion_summary(shifts, 2.0) == dict(total_motion=38.0, early_motion=36.0, late_motion=2.0)
-    assert quality.motion_summary(shifts[:1], 2.0) == dict(total_motion=0.0, early_motion=0.0, late_motion=0.0)
+    expected = dict(total_motion=38.0, early_motion=36.0, late_motion=2.0)
+    assert quality.motion_summary(shifts, 2.0, np.zeros(5)) == expected
+    assert quality.motion_summary(shifts, 2.0, [0.5, 0.5, 1, 2, 2]) == expected
+    assert set(quality.motion_summary(shifts[:1], 2.0, [1]).values()) == {0.0}
 
 
 def test_local_summary_by_hand():

@@ -8,26 +8,39 @@ from xmipp_accel.backend import array_module
 
 
 class WeightedMean:
-    """Average of frames that show one scene with different amplitudes under noise of equal power.
+    """Average of frames that show one scene with different amplitudes.
 
-    Frame t is ``F_t(f) = w_t(f) S(f) + N_t(f)``. Of all sums of frames, ``sum w_t F_t`` has the highest
-    signal-to-noise ratio at each frequency: it is the matched filter, and for ``w_t = exp(-D_t / (2 Ne(f)))`` the
-    exposure filter of T. Grant and N. Grigorieff, eLife 4:e06980 (2015), whose restoration of the noise is taken
-    as well. The sum is divided by ``sqrt(n sum w_t^2)``: its noise then has the power of the plain mean's at each
-    frequency, and equal weights give the plain mean.
+    Frame t is ``F_t(f) = v_t w_t(f) S(f) + N_t(f)``, with noise of power ``v_t``: where electrons are counted,
+    signal and noise power both grow with the frame's own exposure. Of all sums of frames, ``sum w_t F_t`` has the
+    highest signal-to-noise ratio at each frequency: it is the matched filter, and for ``w_t = exp(-D_t / (2 Ne(f)))``
+    the exposure filter of T. Grant and N. Grigorieff, eLife 4:e06980 (2015), whose restoration of the noise is
+    taken as well. The sum is multiplied by ``sqrt(sum v_t / sum(v_t w_t^2)) / n``: its noise then has the power of
+    the plain mean's at each frequency, and equal weights give the plain mean.
 
     Frames come either all as images without weights or all as half-plane transforms.
     """
 
     def __init__(self):
-        self.total = self._square = None
-        self.count = 0
+        self.total = self._power = None
+        self.count, self._plain_power = 0, 0.0
 
-    def add(self, frame, weight=None):
-        """Add an image (ny, nx), or its transform (ny, nx // 2 + 1) with or without a real weight."""
+    def add(self, frame, weight=None, noise=1.0):
+        """Add a frame.
+
+        Parameters
+        ----------
+        frame : array
+            Image (ny, nx), or its transform (ny, nx // 2 + 1).
+        weight : array of float32, optional
+            The amplitude ``w_t`` of each frequency of a transform; 1 by default.
+        noise : float
+            The power ``v_t``, in any unit; it must not be 0 for all frames.
+        """
         if weight is not None:
             frame = frame * weight
-            self._square = weight**2 if self._square is None else self._square + weight**2
+            power = weight**2 * np.float32(noise)
+            self._power = power if self._power is None else self._power + power
+            self._plain_power += noise
         if self.total is None:
             self.total = frame.copy()
         else:
@@ -40,17 +53,19 @@ class WeightedMean:
             return other if other.count else self
         both = WeightedMean()
         both.total, both.count = self.total + other.total, self.count + other.count
-        if self._square is not None:
-            both._square = self._square + other._square
+        if self._power is not None:
+            both._power = self._power + other._power
+            both._plain_power = self._plain_power + other._plain_power
         return both
 
     def mean(self):
         """Return the average, as an image or a transform like the frames."""
         xp = array_module(self.total)
-        if self._square is None:
+        if self._power is None:
             return self.total / xp.float32(self.count)
         # Where no frame shows anything the sum is zero as well.
-        return self.total / xp.sqrt(self.count * xp.maximum(self._square, xp.float32(1e-30)))
+        power = xp.maximum(self._power, xp.float32(1e-30))
+        return self.total * (xp.sqrt(xp.float32(self._plain_power) / power) / xp.float32(self.count))
 
 
 class Halves:
@@ -59,9 +74,9 @@ class Halves:
     def __init__(self):
         self.odd, self.even = WeightedMean(), WeightedMean()
 
-    def add(self, index, frame, weight=None):
-        """Add the frame with this index, counted from 0."""
-        (self.even if index % 2 else self.odd).add(frame, weight)
+    def add(self, index, frame, weight=None, noise=1.0):
+        """Add the frame with this index, counted from 0; otherwise as :meth:`WeightedMean.add`."""
+        (self.even if index % 2 else self.odd).add(frame, weight, noise)
 
     @property
     def complete(self):

@@ -250,12 +250,9 @@ class _Run:
         bad = np.argwhere(movie.bad)
         outputs |= {"xmd": f"{self.name}.xmd", "star": f"{self.name}.star"}
         numbers = dict(motion.quality, bad_pixels=float(len(bad)), blank_frames=float(len(blank)))
-        numbers |= frc | quality.motion_summary(
-            motion.shifts,
-            self.sampling_rate,
-            p.dose_per_frame,
-            p.pre_exposure + (self.first - 1) * p.dose_per_frame,
-        )
+        exposures = np.full(len(motion.shifts), p.dose_per_frame)
+        received = p.pre_exposure + (self.first - 1) * p.dose_per_frame
+        numbers |= frc | quality.motion_summary(motion.shifts, self.sampling_rate, exposures, received)
         reason = motion.reason
         if blank:
             left_out = f"frames without contrast left out: {', '.join(str(t + self.first) for t in blank)}"

@@ -15,7 +15,7 @@ FRC_BAND = (30.0, 3.0)
 SIGNIFICANCE = 3.0
 
 
-def motion_summary(shifts, sampling_rate, dose_per_frame=0.0, received=0.0):
+def motion_summary(shifts, sampling_rate, exposures, received=0.0):
     """Lengths of the path of the whole frame, in A.
 
     Parameters
@@ -23,8 +23,10 @@ def motion_summary(shifts, sampling_rate, dose_per_frame=0.0, received=0.0):
     shifts : array_like, shape (n, 2)
     sampling_rate : float
         A/px.
-    dose_per_frame, received : float
-        Exposure of one frame, and of the specimen before the first one of `shifts`, e/A^2.
+    exposures : array_like, shape (n,)
+        Of each of these frames, e/A^2; zeros if unknown.
+    received : float
+        By the specimen before, e/A^2.
 
     Returns
     -------
@@ -34,9 +36,9 @@ def motion_summary(shifts, sampling_rate, dose_per_frame=0.0, received=0.0):
     """
     steps = np.hypot(*np.diff(np.asarray(shifts), axis=0).T) * sampling_rate
     early = 3
-    if dose_per_frame > 0:
-        frames = np.floor((EARLY_EXPOSURE - received) / dose_per_frame + ROUNDING)
-        early = max(0, int(frames) - 1)
+    if np.any(exposures):
+        ends = received + np.cumsum(exposures)
+        early = int((ends[1:] <= EARLY_EXPOSURE + ROUNDING).sum())
     return {
         "total_motion": float(steps.sum()),
         "early_motion": float(steps[:early].sum()),
