@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from xmipp_accel.backend import array_module
+from xmipp_accel.backend import array_module, fft_module
 
 
 class WeightedMean:
@@ -12,10 +12,10 @@ class WeightedMean:
 
     Frame t is ``F_t(f) = v_t w_t(f) S(f) + N_t(f)``, with noise of power ``v_t``: where electrons are counted,
     signal and noise power both grow with the frame's own exposure. Of all sums of frames, ``sum w_t F_t`` has the
-    highest signal-to-noise ratio at each frequency: it is the matched filter, and for ``w_t = exp(-D_t / (2 Ne(f)))``
-    the exposure filter of T. Grant and N. Grigorieff, eLife 4:e06980 (2015), whose restoration of the noise is
-    taken as well. The sum is multiplied by ``sqrt(sum v_t / sum(v_t w_t^2)) / n``: its noise then has the power of
-    the plain mean's at each frequency, and equal weights give the plain mean.
+    highest signal-to-noise ratio at each frequency: it is the matched filter, and the exposure filter of T. Grant
+    and N. Grigorieff, eLife 4:e06980 (2015), where ``w_t = exp(-D_t / (2 Ne(f)))``; their restoration of the noise
+    is taken as well. The sum is multiplied by ``sqrt(sum v_t / sum(v_t w_t^2)) / n``: its noise then has the power
+    of the plain mean's at each frequency, and equal weights give the plain mean.
 
     Frames come either all as images without weights or all as half-plane transforms.
     """
@@ -38,13 +38,9 @@ class WeightedMean:
         """
         if weight is not None:
             frame = frame * weight
-            power = weight**2 * np.float32(noise)
-            self._power = power if self._power is None else self._power + power
+            self._power = _added(self._power, weight * weight * np.float32(noise))
             self._plain_power += noise
-        if self.total is None:
-            self.total = frame.copy()
-        else:
-            self.total += frame
+        self.total = _added(self.total, frame)
         self.count += 1
 
     def __add__(self, other):
@@ -68,6 +64,14 @@ class WeightedMean:
         return self.total * (xp.sqrt(xp.float32(self._plain_power) / power) / xp.float32(self.count))
 
 
+def _added(total, array):
+    """Add in place; a total that does not exist yet becomes a copy."""
+    if total is None:
+        return array.copy()
+    total += array
+    return total
+
+
 class Halves:
     """The averages of the frames with odd and with even numbers, counted from 1."""
 
@@ -86,6 +90,11 @@ class Halves:
     def all(self):
         """Average of all frames."""
         return self.odd + self.even
+
+
+def half_plane(frame):
+    """Transform (ny, nx // 2 + 1) of an image, or what is such a transform already."""
+    return fft_module(frame).rfft2(frame) if frame.dtype.kind == "f" else frame
 
 
 def in_frame_weight(shape, motion, xp):

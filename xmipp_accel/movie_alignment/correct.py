@@ -10,7 +10,7 @@ import numpy as np
 
 from xmipp_accel.backend import array_module, cuda_kernel, fft_module, to_host
 from xmipp_accel.movie_alignment import quality
-from xmipp_accel.movie_alignment.averages import Halves, in_frame_weight
+from xmipp_accel.movie_alignment.averages import Halves, half_plane, in_frame_weight
 from xmipp_accel.movie_alignment.dose import DoseWeights
 from xmipp_accel.movie_alignment.spectra import crop_half_plane, phases
 from xmipp_accel.numerics import bspline
@@ -187,7 +187,7 @@ def corrected_averages(
             continue
         weight = corrector.in_frame_weight(t, xp) if parameters.correct_in_frame_motion else None
         if weight is not None or dose is not None:
-            corrected = _transform(corrected)
+            corrected = half_plane(corrected)
         plain.add(index, corrected, weight)
         if dose is not None:
             by_dose = dose.weight(k)
@@ -218,17 +218,12 @@ def _images(plain, weighted, initial, shape, parameters):
     return {name: to_host(image) for name, image in images.items()}
 
 
-def _transform(frame):
-    """Half-plane transform of what is an image or such a transform."""
-    return fft_module(frame).rfft2(frame) if frame.dtype.kind == "f" else frame
-
-
 def _binned(frame, shape, factor):
     """Binned image of what is an image or its half-plane transform."""
     if factor == 1 and frame.dtype.kind == "f":
         return frame
     new_shape = binned_shape(shape, factor)
-    spectrum = _transform(frame)
+    spectrum = half_plane(frame)
     if factor != 1:
         spectrum = crop_half_plane(spectrum, shape, new_shape)
     scale = new_shape[0] * new_shape[1] / (shape[0] * shape[1])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from xmipp_accel.backend import array_module, fft_module, to_host
+from xmipp_accel.movie_alignment.averages import half_plane
 
 # RELION's division of the motion into early and late.
 EARLY_EXPOSURE = 4.0
@@ -93,8 +94,10 @@ def even_odd_frc(corrected, initial, shape, sampling_rate):
     band = (frequency > 1 / FRC_BAND[0]) & (frequency < 1 / FRC_BAND[1])
     before = after = count = np.zeros(n_rings)
     if corrected.complete:
-        before, count = _ring_correlation(initial, shape, n_rings)
-        after, _ = _ring_correlation(corrected, shape, n_rings)
+        xp = array_module(corrected.odd.total)
+        ring = _ring_numbers(shape, n_rings, xp)
+        count = to_host(xp.bincount(ring, minlength=n_rings + 1))[:n_rings]
+        before, after = (_ring_correlation(halves, ring, n_rings) for halves in (initial, corrected))
     rings = band & (np.maximum(before, after) > SIGNIFICANCE / np.sqrt(2.0 * np.maximum(count, 1)))
     means = [float(curve[rings].mean()) if rings.any() else 0.0 for curve in (after, before)]
     return {
@@ -105,27 +108,28 @@ def even_odd_frc(corrected, initial, shape, sampling_rate):
     }
 
 
-def _ring_correlation(halves, shape, n_rings):
-    """Correlation (n_rings,) of even and odd averages, and how many coefficients each ring has."""
-    spectra = []
-    for half in (halves.even, halves.odd):
-        mean = half.mean()
-        spectra.append(fft_module(mean).rfft2(mean - mean.mean()) if mean.dtype.kind == "f" else mean)
-    a, b = spectra
-    xp = array_module(a)
-    radius = np.hypot(np.fft.fftfreq(shape[0])[:, None], np.fft.rfftfreq(shape[1]))
-    ring = np.minimum((radius * 2 * n_rings).astype(np.int64), n_rings)
-    # The axes hold the jump at the frame's border and the lines of its readout, which all frames share.
+def _ring_numbers(shape, n_rings, xp):
+    """Ring of each coefficient of a flat half plane; `n_rings` for those beyond Nyquist and on the axes.
+
+    The axes hold the jump at the frame's border and the lines of its readout, which all frames share.
+    """
+    fy, fx = (xp.asarray(f.astype(np.float32)) for f in (np.fft.fftfreq(shape[0]), np.fft.rfftfreq(shape[1])))
+    ring = (xp.hypot(fy[:, None], fx[None]) * xp.float32(2 * n_rings)).astype(xp.int64)
     ring[0], ring[:, 0] = n_rings, n_rings
-    ring = xp.asarray(ring.ravel())
+    return xp.minimum(ring, n_rings).ravel()
 
-    def total(values):
-        return to_host(xp.bincount(ring, weights=values.ravel(), minlength=n_rings + 1))[:n_rings]
 
-    cross, power_a, power_b = (total((p * q.conj()).real) for p, q in ((a, b), (a, a), (b, b)))
-    power = np.sqrt(power_a * power_b)
-    count = to_host(xp.bincount(ring, minlength=n_rings + 1))[:n_rings]
-    return np.divide(cross, power, out=np.zeros(n_rings), where=power > 0), count
+def _ring_correlation(halves, ring, n_rings):
+    """Correlation (n_rings,) of the averages of even and of odd frames."""
+    a, b = (half_plane(half.mean()) for half in (halves.even, halves.odd))
+    xp = array_module(a)
+
+    def total(p, q):
+        products = p.real * q.real + p.imag * q.imag
+        return to_host(xp.bincount(ring, weights=products.ravel(), minlength=n_rings + 1))[:n_rings]
+
+    cross, power = total(a, b), np.sqrt(total(a, a) * total(b, b))
+    return np.divide(cross, power, out=np.zeros(n_rings), where=power > 0)
 
 
 def power_spectrum(image, size=512):
