@@ -30,7 +30,8 @@ class DoseWeights:
     sampling_rate : float
         A/px.
     exposures : ndarray, shape (n,)
-        Of each frame that will be summed, e/A^2; only their differences matter after :meth:`restoration`.
+        Of each frame that will be summed, e/A^2; only their differences matter in a
+        :class:`xmipp_accel.movie_alignment.averages.WeightedMean`.
     voltage : float
         kV.
     xp : module
@@ -47,14 +48,3 @@ class DoseWeights:
     def weight(self, k):
         """Weight of frame `k`, float32 of shape (ny, nx // 2 + 1)."""
         return self._xp.exp(self._rate * self._xp.float32(self.exposures[k]))
-
-    def restoration(self):
-        """Factor for the weighted sum that gives noise the power that the plain mean has.
-
-        The weighted sum is divided by ``sqrt(n sum(w**2))``, so that equal weights give the mean.
-        """
-        square = self._xp.zeros_like(self._rate)
-        for k in range(len(self.exposures)):
-            square += self.weight(k) ** 2
-        floor = self._xp.float32(1e-30)
-        return 1 / self._xp.sqrt(len(self.exposures) * self._xp.maximum(square, floor))
