@@ -47,7 +47,8 @@ class MovieOutputs:
             output
             for field, outputs in MICROGRAPHS.items()
             for output in outputs
-            if getattr(parameters, field) and not (field == "save_dose_weighted" and not parameters.dose_per_frame)
+            if getattr(parameters, field)
+            and (field != "save_dose_weighted" or protocol._createOutputWeightedMicrographs())
         ]
         self.files = {OUT_MOVIES: "movies.sqlite", **{name: file for name, file, _ in self.wanted}}
         self.ids = {name: self._read_ids(file) for name, file in self.files.items()}

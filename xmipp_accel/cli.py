@@ -67,6 +67,12 @@ def _add_movies(commands):
     parser.add_argument("--gain", type=Path, help="gain reference in MRC or TIFF")
     parser.add_argument("--dark", type=Path, help="dark reference in MRC or TIFF")
     parser.add_argument("--defects", type=Path, help="text file of 'x y width height' lines, or a map of 0 and 1")
+    parser.add_argument(
+        "--frame-groups",
+        type=Path,
+        help="text file of 'group_size integration_size [dose]' lines, as MotionCor's -FmIntFile: the next"
+        " group_size frames (of an EER file, of the camera) are summed integration_size at a time",
+    )
     _add_common(parser, MovieAlignmentParameters)
 
 
@@ -112,6 +118,7 @@ def run_movies(options) -> int:
         gain=options.gain,
         dark=options.dark,
         defects=options.defects,
+        frame_groups=options.frame_groups,
         report=_show_outcome,
     )
     failed = sum(outcome.error is not None for outcome in outcomes)

@@ -71,7 +71,7 @@ def test_other_texts_are_refused_with_the_line(groups, text, message):
 
 
 def test_a_movie_too_short_for_one_sum_is_refused(groups):
-    with pytest.raises(InputFileError, match="m.mrc: expected at least 4 frames.*groups.txt, found 3"):
+    with pytest.raises(InputFileError, match=r"m\.mrc: expected at least 4 frames.*groups\.txt, found 3"):
         groups("8 4").sizes("m.mrc", 3)
 
 
@@ -108,8 +108,6 @@ def test_camera_frames_of_an_eer_file_are_decoded_into_groups(tmp_path, groups, 
     (tmp_path / "a.eer").write_bytes(eer_bytes(frames, (16, 17)))
     movie = open_movie(tmp_path / "a.eer", eer_upsampling=upsampling, groups=groups("4 2\n3 3"))
     assert movie.is_eer and movie.dtype == np.uint8 and movie.group_sizes == (2, 2, 3, 3)
-    expected = [
-        electron_sum(frames[a:b], (16, 17), upsampling) for a, b in ((0, 2), (2, 4), (4, 7), (7, 10))
-    ]
+    expected = [electron_sum(frames[a:b], (16, 17), upsampling) for a, b in ((0, 2), (2, 4), (4, 7), (7, 10))]
     np.testing.assert_array_equal(movie.read(), expected)
     np.testing.assert_array_equal(movie.read(3), expected[3:])

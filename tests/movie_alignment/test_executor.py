@@ -24,9 +24,11 @@ class Movie:
         self.gain = folder / self.truth.gain
         self.runs = 0
 
-    def align(self, device=CPU, gain="own", dark=None, defects=None, name=None, **parameters):
+    def align(self, device=CPU, gain="own", dark=None, defects=None, groups=None, name=None, **parameters):
         gain = self.gain if gain == "own" else gain
-        executor = MovieAlignmentExecutor(MovieAlignmentParameters(**parameters), device, gain, dark, defects)
+        executor = MovieAlignmentExecutor(
+            MovieAlignmentParameters(**parameters), device, gain, dark, defects, groups
+        )
         self.runs += 1
         self.out = self.folder / f"run{self.runs}"
         return executor.process(self.path, self.out, name)

@@ -8,7 +8,7 @@ from xmipp_accel.backend import to_host
 from xmipp_accel.errors import ProcessingError
 from xmipp_accel.movie_alignment import correlate, prepare, solve
 from xmipp_accel.movie_alignment.correct import translate_spectrum
-from xmipp_accel.movie_alignment.dose import DoseWeights, critical_exposure
+from xmipp_accel.movie_alignment.dose import DoseWeights, accumulated, critical_exposure
 from xmipp_accel.movie_alignment.model import LocalModel, Stiffness, robust_factors
 from xmipp_accel.movie_alignment.patches import frame_groups, make_grid
 from xmipp_accel.movie_alignment.spectra import Spectra, crop_half_plane, frame_spectra, gaussian, smooth_size
@@ -236,14 +236,21 @@ def test_critical_exposure():
     assert np.isinf(critical_exposure(0.0))
 
 
-def test_dose_weights_keep_the_noise_power(device):
-    exposures = np.arange(1, 6) * 8.0
-    weights = DoseWeights((32, 32), 1.0, exposures, 300.0, device.xp)
-    all_weights = np.stack([to_host(weights.weight(k)) for k in range(5)])
-    assert (np.diff(all_weights[:, 10, 10]) < 0).all()
-    np.testing.assert_allclose(all_weights[:, 0, 0], 1.0)
-    variance = (all_weights**2).sum(axis=0) * to_host(weights.restoration()) ** 2
-    np.testing.assert_allclose(variance, 1 / 5, rtol=1e-4)
+@pytest.mark.parametrize(
+    "exposures", [np.full(5, 8.0), np.array([2.0, 2.0, 8.0, 20.0, 5.0])], ids=["equal", "differ"]
+)
+def test_dose_weights_keep_the_noise_power(device, exposures):
+    received = accumulated(exposures)
+    np.testing.assert_allclose(np.diff(received), (exposures[1:] + exposures[:-1]) / 2)
+    weights = DoseWeights((32, 32), 1.0, received, exposures, 300.0, device.xp)
+    found = np.stack([to_host(weights.weight(k)) for k in range(5)])
+    frequency = np.hypot(np.fft.fftfreq(32)[:, None], np.fft.rfftfreq(32))[1:, 1:]
+    decay = (received - received[0])[:, None, None] / (2 * critical_exposure(frequency))
+    np.testing.assert_allclose(found[:, 1:, 1:], np.exp(-decay), rtol=1e-5)
+    np.testing.assert_allclose(found[:, 0, 0], 1.0)
+    # Electrons are counted: the variance of a frame's noise is its exposure.
+    power = (found**2 * exposures[:, None, None]).sum(axis=0) * to_host(weights.restoration()) ** 2
+    np.testing.assert_allclose(power, exposures.sum() / 25, rtol=1e-4)
 
 
 def test_spectra_object_crops(device):

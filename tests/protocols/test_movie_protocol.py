@@ -252,17 +252,20 @@ def bare_protocol(folder):
     return protocol
 
 
-def test_defects_gain_and_every_gpu_get_to_the_executors(tmp_path, monkeypatch):
+def test_references_frame_groups_and_every_gpu_get_to_the_executors(tmp_path, monkeypatch):
     from xmipp_accel.backend import Device
     from xmipp_accel.movie_alignment.parameters import MovieAlignmentParameters
 
     monkeypatch.chdir(tmp_path)
     protocol = bare_protocol(tmp_path)
     protocol.defectFile.set("defects.txt")
+    (tmp_path / "groups.txt").write_text("8 2 0.5\n")
+    protocol.fmIntFile.set("groups.txt")
     workers = protocol._workers(MovieAlignmentParameters(), [Device("cuda", 0), Device("cuda", 2)])
     first, second = workers.get(), workers.get()
     assert [first.device.index, second.device.index] == [0, 2]
     assert first.reference_paths == (str(tmp_path / "gain.mrc"), str(tmp_path / "defects.txt"))
+    assert first.frame_groups.path == tmp_path / "groups.txt"
 
 
 def test_thumbnails_are_made_on_request_only(tmp_path):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from xmipp_accel.backend import array_module, cuda_kernel, fft_module, to_host
-from xmipp_accel.movie_alignment.dose import DoseWeights
+from xmipp_accel.movie_alignment.dose import DoseWeights, accumulated
 from xmipp_accel.movie_alignment.spectra import crop_half_plane, phases
 from xmipp_accel.numerics import bspline
 
@@ -105,7 +105,9 @@ class MotionCorrector:
         return translate_spectrum(frame, self.shifts[t])
 
 
-def corrected_averages(movie, frames, corrector, parameters, sampling_rate, first_frame=0, on_frame=None):
+def corrected_averages(
+    movie, frames, corrector, parameters, sampling_rate, exposures, first_frame=0, on_frame=None
+):
     """Correct the frames and average them.
 
     Parameters
@@ -117,6 +119,8 @@ def corrected_averages(movie, frames, corrector, parameters, sampling_rate, firs
     parameters : MovieAlignmentParameters
     sampling_rate : float
         A/px of the movie.
+    exposures : ndarray, shape (n,)
+        Of each of the movie's frames, e/A^2; zeros if unknown.
     first_frame : int
         Number of the file's frames before the movie's first, which count for even and odd.
     on_frame : callable, optional
@@ -125,17 +129,17 @@ def corrected_averages(movie, frames, corrector, parameters, sampling_rate, firs
     Returns
     -------
     dict of str to ndarray
-        ``unweighted``, ``even``, ``odd`` and, with a dose, ``dose_weighted``, on the host, binned;
+        ``unweighted``, ``even``, ``odd`` and, with exposures, ``dose_weighted``, on the host, binned;
         ``aligned_movie`` if it is wanted.
     """
     xp, shape = movie.xp, movie.shape[1:]
     halves = [None, None]
     counts = [0, 0]
     dose = weighted = None
-    if parameters.dose_per_frame > 0 and parameters.save_dose_weighted:
+    if exposures.any() and parameters.save_dose_weighted:
         # What all frames have received before cancels, since the noise keeps its power; so does the pre-exposure.
-        exposures = parameters.dose_per_frame * (np.asarray(frames) - frames[0])
-        dose = DoseWeights(shape, sampling_rate, exposures, parameters.voltage, xp)
+        received = accumulated(exposures)[frames]
+        dose = DoseWeights(shape, sampling_rate, received, exposures[frames], parameters.voltage, xp)
         weighted = xp.zeros((shape[0], shape[1] // 2 + 1), dtype=xp.complex64)
     stack = []
     for k, t in enumerate(frames):

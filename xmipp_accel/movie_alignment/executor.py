@@ -12,9 +12,8 @@ import numpy as np
 
 from xmipp_accel.backend import CPU
 from xmipp_accel.errors import InputFileError, ParameterError, ProcessingError
-from xmipp_accel.io import eer
+from xmipp_accel.io.frame_groups import read_frame_groups
 from xmipp_accel.io.gains import read_dark, read_defects, read_gain
-from xmipp_accel.io.ifd import DirectoryReader
 from xmipp_accel.io.images import write_image, write_stack
 from xmipp_accel.io.movies import open_movie
 from xmipp_accel.io.publish import write_json
@@ -40,12 +39,20 @@ class MovieAlignmentExecutor:
     gain, dark, defects : path, optional
         Gain reference, dark reference, and defect list or map. They are read when the first movie tells the
         frame's size.
+    frame_groups : path, optional
+        Which frames of a movie's file are summed, and their exposures; see `xmipp_accel.io.frame_groups`.
+
+    Raises
+    ------
+    InputFileError
+        The frame groups cannot be read.
     """
 
-    def __init__(self, parameters, device=CPU, gain=None, dark=None, defects=None):
+    def __init__(self, parameters, device=CPU, gain=None, dark=None, defects=None, frame_groups=None):
         self.parameters = parameters
         self.device = device
         self._gain, self._dark, self._defects = gain, dark, defects
+        self.frame_groups = read_frame_groups(frame_groups) if frame_groups else None
         self._references = {}
 
     def process(self, movie_path, output_folder, name=None, progress=None):
@@ -98,6 +105,13 @@ class MovieAlignmentExecutor:
             self._references = {shape: (gain, dark, bad)}
         return self._references[shape]
 
+    def exposures(self, group_sizes):
+        """Exposure (e/A^2) of each frame of a movie, given how many frames of the file each is the sum of."""
+        dose = self.parameters.dose_per_frame
+        if self.frame_groups is None:
+            return np.full(len(group_sizes), dose)
+        return self.frame_groups.exposures(group_sizes, dose)
+
     @property
     def reference_paths(self):
         """Paths of the gain and the defects as text, empty where there is none."""
@@ -140,8 +154,9 @@ class _Run:
 
     def _read(self):
         p = self.parameters
-        with open_movie(self.path, p.eer_frames, p.eer_upsampling) as reader:
-            self.n_frames = reader.shape[0]
+        with open_movie(self.path, p.eer_frames, p.eer_upsampling, self.executor.frame_groups) as reader:
+            self.n_frames, self.group_sizes, self.is_eer = reader.shape[0], reader.group_sizes, reader.is_eer
+            self.exposures = self.executor.exposures(reader.group_sizes)
             self.sampling_rate = p.sampling_rate or reader.sampling_rate
             if not self.sampling_rate > 0:
                 raise ParameterError(f"{self.path}: its header has no pixel size; set sampling_rate")
@@ -160,12 +175,6 @@ class _Run:
                 "an alignment needs two"
             )
         return movie, blank
-
-    def _eer_grouping(self):
-        directories = DirectoryReader(self.path) if self.path.suffix.lower() == ".eer" else None
-        if directories is None:
-            return 0
-        return eer.read_header(directories, self.parameters.eer_frames, self.parameters.eer_upsampling).group
 
     def _range(self, first, last, lowest, highest):
         if first > highest or (last or highest) > highest or first > (last or highest):
@@ -194,7 +203,18 @@ class _Run:
         frames = [t for t in valid if self.sum_first <= t + self.first <= self.sum_last]
         if not frames:
             raise ProcessingError(f"{self.path}: no frame to be summed has any contrast")
-        return corrected_averages(movie, frames, corrector, self.parameters, self.sampling_rate, self.first - 1)
+        return corrected_averages(
+            movie,
+            frames,
+            corrector,
+            self.parameters,
+            self.sampling_rate,
+            self._aligned_exposures(),
+            self.first - 1,
+        )
+
+    def _aligned_exposures(self):
+        return self.exposures[self.first - 1 : self.last]
 
     def _write(self, movie, blank, motion, averages):
         p = self.parameters
@@ -204,7 +224,7 @@ class _Run:
         bad = np.argwhere(movie.bad)
         outputs |= {"xmd": f"{self.name}.xmd", "star": f"{self.name}.star"}
         numbers = dict(motion.quality, bad_pixels=float(len(bad)), blank_frames=float(len(blank)))
-        numbers |= quality.motion_summary(motion.shifts, self.sampling_rate, p.dose_per_frame)
+        numbers |= quality.motion_summary(motion.shifts, self.sampling_rate, self._aligned_exposures())
         reason = motion.reason
         if blank:
             listed = ", ".join(str(t + self.first) for t in blank)
@@ -215,12 +235,13 @@ class _Run:
             output_sampling_rate=out_rate, reference_frame=motion.reference + self.first - 1,
             shifts=motion.shifts, shift_errors=motion.errors, control_points=motion.control_points,
             quality=numbers, outputs=outputs, timings=self.timings, parameters=p.to_dict(),
+            exposures=self.exposures, group_sizes=self.group_sizes,
         )  # fmt: skip
         numbers |= quality.local_summary(result.field, result.shifts, shape, result.n_aligned)
         metadata.write_xmd(self.folder / outputs["xmd"], result, blank)
         gain, defects = self.executor.reference_paths
         numbers["relion_model_rms"] = metadata.write_relion_star(
-            self.folder / outputs["star"], result, gain, defects, bad, self._eer_grouping()
+            self.folder / outputs["star"], result, gain, defects, bad, self.is_eer
         )
         return result
 

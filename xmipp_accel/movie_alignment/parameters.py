@@ -19,7 +19,11 @@ class MovieAlignmentParameters(Parameters):
         300.0, "Acceleration voltage, for dose weighting", unit="kV", minimum=60, maximum=1000
     )
     dose_per_frame: float = parameter(
-        0.0, "Exposure of one frame; 0 disables dose weighting", unit="e/A^2", minimum=0
+        0.0,
+        "Exposure of one frame, or of one of the file's frames where frame groups sum them without telling it;"
+        " 0 disables dose weighting",
+        unit="e/A^2",
+        minimum=0,
     )
     pre_exposure: float = parameter(
         0.0,

@@ -8,17 +8,26 @@ import numpy as np
 EARLY_EXPOSURE = 4.0
 
 
-def motion_summary(shifts, sampling_rate, dose_per_frame=0.0):
+def motion_summary(shifts, sampling_rate, exposures):
     """Lengths of the path of the whole frame, in A.
+
+    Parameters
+    ----------
+    shifts : ndarray, shape (n, 2)
+    sampling_rate : float
+        A/px.
+    exposures : ndarray, shape (n,)
+        Of each frame, e/A^2; zeros if unknown.
 
     Returns
     -------
     dict
-        ``total_motion``, ``early_motion`` and ``late_motion``: before and after 4 e/A^2, or the first three frames
-        where the dose is unknown.
+        ``total_motion``, ``early_motion`` and ``late_motion``: steps that begin before or after 4 e/A^2, or the
+        first three where exposures are unknown.
     """
     steps = np.hypot(*np.diff(np.asarray(shifts), axis=0).T) * sampling_rate
-    early = int(np.ceil(EARLY_EXPOSURE / dose_per_frame)) if dose_per_frame > 0 else 3
+    before = np.cumsum(exposures) - exposures
+    early = int(np.searchsorted(before, EARLY_EXPOSURE)) if np.any(exposures) else 3
     return {
         "total_motion": float(steps.sum()),
         "early_motion": float(steps[:early].sum()),

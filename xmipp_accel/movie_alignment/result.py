@@ -54,6 +54,10 @@ class MovieAlignmentResult:
         Seconds of each stage.
     parameters : dict
         Of the run.
+    exposures : ndarray, shape (n_frames,)
+        Of each of the movie's frames, e/A^2; zeros if unknown.
+    group_sizes : tuple of int
+        How many frames of the file each of the movie's frames is the sum of.
     """
 
     name: str
@@ -73,6 +77,8 @@ class MovieAlignmentResult:
     outputs: dict[str, str]
     timings: dict[str, float]
     parameters: dict[str, Any]
+    exposures: np.ndarray
+    group_sizes: tuple[int, ...]
 
     @property
     def n_aligned(self) -> int:
@@ -119,7 +125,7 @@ class MovieAlignmentResult:
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        for key in ("shifts", "shift_errors", "control_points"):
+        for key in ("shifts", "shift_errors", "control_points", "exposures"):
             values[key] = np.asarray(values[key], dtype=np.float64).tolist()
         return values
 
@@ -131,5 +137,6 @@ class MovieAlignmentResult:
             values[key] = np.asarray(values[key], dtype=np.float64).reshape(-1, 2)
         points = np.asarray(values["control_points"], dtype=np.float64)
         values["control_points"] = points if points.ndim == 4 else np.zeros((0, 0, 0, 2))
-        values["shape"] = tuple(values["shape"])
+        values["exposures"] = np.asarray(values["exposures"], dtype=np.float64)
+        values["shape"], values["group_sizes"] = tuple(values["shape"]), tuple(values["group_sizes"])
         return cls(**values)

@@ -1,0 +1,103 @@
+"""What goes into an alignment: groups of frames, formats, gains, bad pixels, and movies with little in them."""
+
+import numpy as np
+import pytest
+
+from tests.movie_alignment.test_executor import Movie
+from xmipp_accel.errors import InputFileError
+from xmipp_accel.io.images import read_image, write_stack
+from xmipp_accel.io.movies import open_movie
+from xmipp_accel.io.tables import read_blocks
+from xmipp_accel.movie_alignment import MovieAlignmentExecutor, MovieAlignmentParameters, MovieAlignmentResult
+from xmipp_accel.movie_alignment.dose import critical_exposure
+
+
+@pytest.fixture(scope="module")
+def drifting(tmp_path_factory):
+    return Movie(
+        tmp_path_factory.mktemp("drift"), size=256, frames=8, sampling_rate=1.5, dose_per_frame=2.0, local=0.0
+    )
+
+
+def align(path, gain=None, frame_groups=None, **parameters):
+    parameters = dict(dict(sampling_rate=1.5, local_alignment=False), **parameters)
+    executor = MovieAlignmentExecutor(MovieAlignmentParameters(**parameters), gain=gain, frame_groups=frame_groups)
+    return executor.process(path, path.parent / "out")
+
+
+def output(path, result, key="unweighted"):
+    return read_image(path.parent / "out" / result.outputs[key])[0]
+
+
+# --- groups of frames
+
+
+@pytest.fixture(scope="module")
+def still(tmp_path_factory):
+    """Twelve frames of a scene that does not move, and a file that sums them unequally."""
+    folder = tmp_path_factory.mktemp("still")
+    movie = Movie(folder, size=128, frames=12, sampling_rate=1.5, dose_per_frame=1.0, local=0.0, drift=0.0)
+    (folder / "groups.txt").write_text("2 1 0.5\n6 3 1.5\n4 2 1.0\n")
+    return movie
+
+
+def test_frames_are_summed_by_the_rows_of_a_file(still):
+    groups = still.folder / "groups.txt"
+    result = align(still.path, frame_groups=groups, repair_bad_pixels=False)
+    assert (result.n_frames, result.group_sizes) == (6, (1, 1, 3, 3, 2, 2))
+    np.testing.assert_allclose(result.exposures, [0.5, 0.5, 4.5, 4.5, 2, 2])
+    with open_movie(still.path) as movie:
+        total = movie.read().sum(axis=0)
+    assert output(still.path, result).mean() == pytest.approx(total.mean() / 6, rel=1e-4)
+    again = MovieAlignmentResult.from_json(still.path.parent / "out" / "movie.json")
+    assert again.to_json() == result.to_json() and again.group_sizes == result.group_sizes
+
+
+def test_exposures_of_groups_weight_the_frames(still):
+    """Against the plain formula: sums decay by what the specimen has received at their middle."""
+    from xmipp_accel.movie_alignment.correct import MotionCorrector, corrected_averages
+    from xmipp_accel.movie_alignment.prepare import PreparedMovie
+
+    exposures = np.array([0.5, 0.5, 4.5, 4.5, 2, 2])
+    frames = np.random.default_rng(0).poisson(10 * exposures[:, None, None], (6, 32, 40)).astype(np.float32)
+    corrector = MotionCorrector(np.zeros((6, 2)), np.zeros((0, 0, 0, 2)), (32, 40))
+    used = [1, 2, 4, 5]
+    found = corrected_averages(PreparedMovie(frames), used, corrector, MovieAlignmentParameters(), 1.5, exposures)[
+        "dose_weighted"
+    ]
+    frequency = np.hypot(np.fft.fftfreq(32, 1.5)[:, None], np.fft.rfftfreq(40, 1.5))
+    received = np.array([0.75, 3.25, 11.0, 13.0])[:, None, None]
+    weights = np.exp(-received / (2 * critical_exposure(frequency)))
+    own = exposures[used][:, None, None]
+    noise = np.sqrt((weights**2 * own).sum(axis=0) / own.sum())
+    expected = np.fft.irfft2((weights * np.fft.rfft2(frames[used])).sum(axis=0) / noise / 4, (32, 40))
+    np.testing.assert_allclose(found, expected, atol=1e-4 * np.abs(expected).max())
+
+
+def test_doses_of_the_file_turn_dose_weighting_on_and_go_to_relion(still):
+    groups = still.folder / "groups.txt"
+    assert "dose_weighted" not in align(still.path).outputs
+    result = align(still.path, frame_groups=groups)
+    assert "dose_weighted" in result.outputs
+    blocks = read_blocks(still.path.parent / "out" / "movie.star")
+    assert blocks["general"]["rlnImageSizeZ"][0] == 12 == len(blocks["global_shift"]["rlnMicrographFrameNumber"])
+    assert blocks["general"]["rlnMicrographDoseRate"][0] == pytest.approx((2 * 0.5 + 6 * 1.5 + 4 * 1.0) / 12)
+    (still.folder / "no_dose.txt").write_text("12 3\n")
+    result = align(still.path, frame_groups=still.folder / "no_dose.txt", dose_per_frame=0.7)
+    np.testing.assert_allclose(result.exposures, np.full(4, 2.1))
+
+
+def test_shifts_of_groups_are_those_of_their_middles(drifting):
+    (drifting.folder / "groups.txt").write_text("2 1\n6 2\n")
+    result = align(drifting.path, drifting.gain, drifting.folder / "groups.txt")
+    assert result.n_frames == 5
+    truth = drifting.truth.shifts
+    expected = np.concatenate([truth[:2], truth[2:].reshape(3, 2, 2).mean(axis=1)])
+    difference = result.shifts - expected
+    assert np.sqrt(((difference - difference.mean(axis=0)) ** 2).sum(axis=1).mean()) < 0.12
+
+
+def test_an_unreadable_file_of_groups_is_refused_at_once(tmp_path):
+    (tmp_path / "groups.txt").write_text("4 x\n")
+    with pytest.raises(InputFileError, match="line 1"):
+        MovieAlignmentExecutor(MovieAlignmentParameters(), frame_groups=tmp_path / "groups.txt")
