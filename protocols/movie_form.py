@@ -30,7 +30,7 @@ OUTPUT = (
 DETECTOR = (
     Entry("gainRot", "gain_rotation", "Rotate gain reference"),
     Entry("gainFlip", "gain_flip", "Flip gain reference"),
-    Entry("gainDivide", "gain_divide", "Divide by the gain?"),
+    Entry("gainMode", "gain_mode", "Multiply or divide by the gain"),
     Entry("repairBadPixels", "repair_bad_pixels", "Repair bad pixels?"),
     Entry("hotPixelSigma", "hot_pixel_sigma", "Hot pixel threshold", "repairBadPixels"),
     Entry("nFrames", "eer_frames", "EER frames"),

@@ -24,11 +24,9 @@ class Movie:
         self.gain = folder / self.truth.gain
         self.runs = 0
 
-    def align(self, device=CPU, gain="own", dark=None, defects=None, groups=None, name=None, **parameters):
+    def align(self, device=CPU, gain="own", dark=None, defects=None, name=None, **parameters):
         gain = self.gain if gain == "own" else gain
-        executor = MovieAlignmentExecutor(
-            MovieAlignmentParameters(**parameters), device, gain, dark, defects, groups
-        )
+        executor = MovieAlignmentExecutor(MovieAlignmentParameters(**parameters), device, gain, dark, defects)
         self.runs += 1
         self.out = self.folder / f"run{self.runs}"
         return executor.process(self.path, self.out, name)
@@ -239,7 +237,7 @@ def test_groups_of_frames_change_the_local_model_only(small, usual):
         (dict(gain_rotation=180), lambda gain: gain[::-1, ::-1]),
         (dict(gain_flip="up_down"), lambda gain: gain[::-1]),
         (dict(gain_flip="left_right"), lambda gain: gain[:, ::-1]),
-        (dict(gain_divide=True), lambda gain: np.divide(1, gain, out=np.zeros_like(gain), where=gain > 0)),
+        (dict(gain_mode="divide"), lambda gain: np.divide(1, gain, out=np.zeros_like(gain), where=gain > 0)),
     ],
     ids=["rotation", "up_down", "left_right", "divide"],
 )

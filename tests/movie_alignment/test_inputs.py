@@ -3,11 +3,13 @@
 import numpy as np
 import pytest
 
+from tests.io.samples import eer_bytes
 from tests.movie_alignment.test_executor import Movie
 from xmipp_accel.errors import InputFileError
-from xmipp_accel.io.images import read_image, write_stack
+from xmipp_accel.io.images import read_image, write_image
 from xmipp_accel.io.movies import open_movie
 from xmipp_accel.io.tables import read_blocks
+from xmipp_accel.io.tiff import write_tiff
 from xmipp_accel.movie_alignment import MovieAlignmentExecutor, MovieAlignmentParameters, MovieAlignmentResult
 from xmipp_accel.movie_alignment.dose import critical_exposure
 
@@ -101,3 +103,47 @@ def test_an_unreadable_file_of_groups_is_refused_at_once(tmp_path):
     (tmp_path / "groups.txt").write_text("4 x\n")
     with pytest.raises(InputFileError, match="line 1"):
         MovieAlignmentExecutor(MovieAlignmentParameters(), frame_groups=tmp_path / "groups.txt")
+
+
+# --- gains
+
+
+@pytest.fixture(scope="module")
+def electrons(tmp_path_factory):
+    """An EER movie of a still detector pattern: its response differs from pixel to pixel."""
+    folder = tmp_path_factory.mktemp("electrons")
+    rng = np.random.default_rng(3)
+    shape = (48, 64)
+    response = rng.uniform(0.5, 1.0, shape)
+    frames = []
+    for _ in range(400):
+        y, x = np.nonzero(rng.random(shape) < 0.5 * response)
+        frames.append(np.stack([y, x, rng.integers(0, 4, len(y)), rng.integers(0, 4, len(y))], axis=1))
+    (folder / "movie.eer").write_bytes(eer_bytes(frames, shape))
+    return folder, response
+
+
+@pytest.mark.parametrize("upsampling", [1, 2])
+@pytest.mark.parametrize("scale", [1, 2])
+@pytest.mark.parametrize(("name", "kind"), [("g.gain", "factor"), ("g.mrc", "response"), ("g.mrc", "factor")])
+def test_gains_of_eer_movies(electrons, upsampling, scale, name, kind):
+    """Of both kinds and of the detector's size or twice it, also where the detector's pixels are divided."""
+    folder, response = electrons
+    image = response if kind == "response" else 1 / response
+    image = np.kron(image, np.ones((scale, scale))).astype(np.float32)
+    path = folder / f"{kind}{scale}_{name}"
+    if name.endswith("gain"):
+        write_tiff(path, image[None], 1.0)
+    else:
+        write_image(path, image, 1.0)
+    mode = "multiply" if (name, kind) == ("g.mrc", "factor") else "auto"
+    parameters = dict(eer_frames=4, eer_upsampling=upsampling, repair_bad_pixels=False, gain_mode=mode)
+    result = align(folder / "movie.eer", gain=path, **parameters)
+    assert result.shape == (48 * upsampling, 64 * upsampling)
+    average = output(folder / "movie.eer", result).reshape(48, upsampling, 64, upsampling).sum(axis=(1, 3))
+    expected = 100 * 0.5 * (response.mean() if kind == "response" else 1.0)
+    noise = np.sqrt(400 * 0.5 * 0.5) / 4
+    assert average.mean() == pytest.approx(expected, rel=0.01)
+    assert average.std() < 1.6 * noise
+    plain = output(folder / "movie.eer", align(folder / "movie.eer", **parameters))
+    assert plain.reshape(48, upsampling, 64, upsampling).sum(axis=(1, 3)).std() > 1.6 * noise

@@ -13,7 +13,7 @@ import numpy as np
 from xmipp_accel.backend import CPU
 from xmipp_accel.errors import InputFileError, ParameterError, ProcessingError
 from xmipp_accel.io.frame_groups import read_frame_groups
-from xmipp_accel.io.gains import read_dark, read_defects, read_gain
+from xmipp_accel.io.gains import divides, read_dark, read_defects, read_gain
 from xmipp_accel.io.images import write_image, write_stack
 from xmipp_accel.io.movies import open_movie
 from xmipp_accel.io.publish import write_json
@@ -89,21 +89,22 @@ class MovieAlignmentExecutor:
         with self.device.activate():
             return _Run(self, Path(movie_path), Path(output_folder), name, progress).result()
 
-    def references(self, shape):
-        """Gain and dark on the device, and defects on the host, for frames of this shape; each may be None."""
-        if shape not in self._references:
+    def references(self, shape, is_eer=False):
+        """Gain and dark on the device, each or None, and defects on the host, for frames of this shape."""
+        if (shape, is_eer) not in self._references:
             p = self.parameters
             gain = dark = None
             bad = np.zeros(shape, dtype=bool)
             if self._gain:
-                gain, zero = read_gain(self._gain, shape, p.gain_rotation, p.gain_flip, p.gain_divide)
+                divide = divides(p.gain_mode, self._gain, is_eer)
+                gain, zero = read_gain(self._gain, shape, p.gain_rotation, p.gain_flip, divide)
                 gain, bad = self.device.asarray(gain, np.float32), bad | zero
             if self._dark:
                 dark = self.device.asarray(read_dark(self._dark, shape, p.gain_rotation, p.gain_flip), np.float32)
             if self._defects:
                 bad = bad | read_defects(self._defects, shape)
-            self._references = {shape: (gain, dark, bad)}
-        return self._references[shape]
+            self._references = {(shape, is_eer): (gain, dark, bad)}
+        return self._references[shape, is_eer]
 
     def exposures(self, group_sizes):
         """Exposure (e/A^2) of each frame of a movie, given how many frames of the file each is the sum of."""
@@ -165,7 +166,7 @@ class _Run:
                 max(p.sum_first_frame, self.first), p.sum_last_frame, self.first, self.last
             )
             raw = self.device.asarray(reader.read(self.first - 1, self.last))
-        gain, dark, bad = self.executor.references(tuple(raw.shape[1:]))
+        gain, dark, bad = self.executor.references(tuple(raw.shape[1:]), self.is_eer)
         movie = PreparedMovie(raw, gain, dark)
         self._repair(movie, bad | non_finite_pixels(raw))
         blank = blank_frames(movie)
@@ -203,15 +204,8 @@ class _Run:
         frames = [t for t in valid if self.sum_first <= t + self.first <= self.sum_last]
         if not frames:
             raise ProcessingError(f"{self.path}: no frame to be summed has any contrast")
-        return corrected_averages(
-            movie,
-            frames,
-            corrector,
-            self.parameters,
-            self.sampling_rate,
-            self._aligned_exposures(),
-            self.first - 1,
-        )
+        rate, exposures = self.sampling_rate, self._aligned_exposures()
+        return corrected_averages(movie, frames, corrector, self.parameters, rate, exposures, self.first - 1)
 
     def _aligned_exposures(self):
         return self.exposures[self.first - 1 : self.last]

@@ -82,7 +82,12 @@ class MovieAlignmentParameters(Parameters):
     gain_flip: str = parameter(
         "none", "Flip of the gain image after its rotation", choices=("none", "up_down", "left_right")
     )
-    gain_divide: bool = parameter(False, "Divide by the gain image instead of multiplying with it")
+    gain_mode: str = parameter(
+        "auto",
+        "What the gain image does to frames: auto divides EER movies by any gain but a .gain file, and multiplies"
+        " otherwise",
+        choices=("auto", "multiply", "divide"),
+    )
     repair_bad_pixels: bool = parameter(True, "Replace defects and hot pixels by good neighbours")
     hot_pixel_sigma: float = parameter(
         6.0,
