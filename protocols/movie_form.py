@@ -31,6 +31,7 @@ DETECTOR = (
     Entry("gainRot", "gain_rotation", "Rotate gain reference"),
     Entry("gainFlip", "gain_flip", "Flip gain reference"),
     Entry("gainMode", "gain_mode", "Multiply or divide by the gain"),
+    Entry("checkGain", "check_gain", "Check the gain?"),
     Entry("repairBadPixels", "repair_bad_pixels", "Repair bad pixels?"),
     Entry("hotPixelSigma", "hot_pixel_sigma", "Hot pixel threshold", "repairBadPixels"),
     Entry("nFrames", "eer_frames", "EER frames"),

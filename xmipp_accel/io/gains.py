@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from xmipp_accel.backend import array_module
 from xmipp_accel.errors import InputFileError, ParameterError
 from xmipp_accel.io.files import read_text
 from xmipp_accel.io.movies import open_movie
@@ -62,7 +63,7 @@ def read_gain(path, frame_shape, rotation=0, flip="none", divide=False) -> tuple
     InputFileError
         The file is damaged, has another size, or more than half of it is defective.
     """
-    gain = _orient(_read_single(path).astype(np.float32, copy=False), rotation, flip)
+    gain = orient(_read_single(path).astype(np.float32, copy=False), rotation, flip)
     defects = ~(np.isfinite(gain) & (gain > 0))
     gain = np.where(defects, np.float32(1), gain)
     with np.errstate(over="ignore"):  # of the smallest numbers, which become defects
@@ -90,7 +91,7 @@ def read_dark(path, frame_shape, rotation=0, flip="none") -> np.ndarray:
     -------
     (ny, nx) float32 array
     """
-    dark = np.ascontiguousarray(_orient(_read_single(path).astype(np.float32, copy=False), rotation, flip))
+    dark = np.ascontiguousarray(orient(_read_single(path).astype(np.float32, copy=False), rotation, flip))
     if dark.shape != tuple(frame_shape):
         raise _wrong_size(path, "a dark reference", frame_shape, dark.shape)
     bad = dark.size - np.count_nonzero(np.isfinite(dark))
@@ -150,12 +151,13 @@ def _read_single(path) -> np.ndarray:
         return movie.read()[0]
 
 
-def _orient(array, rotation, flip):
+def orient(array, rotation=0, flip="none"):
+    """Rotate an image (y, x) of any array module counter-clockwise by so many degrees, and flip it then."""
     if rotation not in ROTATIONS:
         raise ParameterError(f"rotation: expected 0, 90, 180 or 270, found {rotation!r}")
     if flip not in FLIPS:
         raise ParameterError(f"flip: expected one of {', '.join(FLIPS)}, found {flip!r}")
-    array = np.rot90(array, rotation // 90)
+    array = array_module(array).rot90(array, rotation // 90)
     if flip == "up_down":
         return array[::-1]
     return array[:, ::-1] if flip == "left_right" else array

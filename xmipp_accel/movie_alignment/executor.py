@@ -19,6 +19,7 @@ from xmipp_accel.io.movies import open_movie
 from xmipp_accel.io.publish import write_json
 from xmipp_accel.movie_alignment import metadata, quality
 from xmipp_accel.movie_alignment.correct import MotionCorrector, binned_shape, corrected_averages
+from xmipp_accel.movie_alignment.gain_check import GainCheck, check_gain
 from xmipp_accel.movie_alignment.motion import find_motion
 from xmipp_accel.movie_alignment.prepare import PreparedMovie, blank_frames, non_finite_pixels, outlier_pixels
 from xmipp_accel.movie_alignment.result import MovieAlignmentResult
@@ -54,6 +55,7 @@ class MovieAlignmentExecutor:
         self._gain, self._dark, self._defects = gain, dark, defects
         self.frame_groups = read_frame_groups(frame_groups) if frame_groups else None
         self._references = {}
+        self._gain_check: GainCheck | None = None
 
     def process(self, movie_path, output_folder, name=None, progress=None):
         """Align one movie and write its outputs.
@@ -104,7 +106,29 @@ class MovieAlignmentExecutor:
             if self._defects:
                 bad = bad | read_defects(self._defects, shape)
             self._references = {(shape, is_eer): (gain, dark, bad)}
+            self._gain_check = None
         return self._references[shape, is_eer]
+
+    def check_gain(self, movie, frames, is_eer):
+        """Compare the gain with the raw frames of the first movie, and of others until one is certain.
+
+        Returns
+        -------
+        dict of str to float
+            For the result's quality.
+        str
+            A warning, if another orientation fits better.
+        """
+        p = self.parameters
+        if movie.gain is None or not p.check_gain:
+            return {}, ""
+        check = self._gain_check
+        divided = divides(p.gain_mode, self._gain, is_eer)
+        if check is None or not check.certain:
+            check = self._gain_check = check_gain(movie, frames, p.gain_rotation, p.gain_flip)
+            if check.better:
+                logger.warning("%s: %s", self._gain, check.warning(divided))
+        return check.numbers(), check.warning(divided)
 
     def exposures(self, group_sizes):
         """Exposure (e/A^2) of each frame of a movie, given how many frames of the file each is the sum of."""
@@ -143,6 +167,7 @@ class _Run:
             movie, blank = self._read()
         with self._stage("align", 2):
             valid = [t for t in range(movie.shape[0]) if t not in set(blank)]
+            self.gain_numbers, self.gain_warning = self.executor.check_gain(movie, valid, self.is_eer)
             motion = find_motion(movie, valid, self.parameters, self.sampling_rate)
             motion = motion.relative_to_reference()
         with self._stage("correct", 3):
@@ -218,11 +243,11 @@ class _Run:
         bad = np.argwhere(movie.bad)
         outputs |= {"xmd": f"{self.name}.xmd", "star": f"{self.name}.star"}
         numbers = dict(motion.quality, bad_pixels=float(len(bad)), blank_frames=float(len(blank)))
+        numbers |= self.gain_numbers
         numbers |= quality.motion_summary(motion.shifts, self.sampling_rate, self._aligned_exposures())
-        reason = motion.reason
-        if blank:
-            listed = ", ".join(str(t + self.first) for t in blank)
-            reason = "; ".join(filter(None, [reason, f"frames without contrast left out: {listed}"]))
+        listed = ", ".join(str(t + self.first) for t in blank)
+        left_out = f"frames without contrast left out: {listed}" if blank else ""
+        reason = "; ".join(filter(None, [motion.reason, left_out, self.gain_warning]))
         result = MovieAlignmentResult(
             name=self.name, movie=os.path.abspath(self.path), status=motion.status, reason=reason,
             n_frames=self.n_frames, first_frame=self.first - 1, shape=shape, sampling_rate=self.sampling_rate,

@@ -88,6 +88,9 @@ class MovieAlignmentParameters(Parameters):
         " otherwise",
         choices=("auto", "multiply", "divide"),
     )
+    check_gain: bool = parameter(
+        True, "Compare the gain with the raw frames, and warn if another orientation of it fits better"
+    )
     repair_bad_pixels: bool = parameter(True, "Replace defects and hot pixels by good neighbours")
     hot_pixel_sigma: float = parameter(
         6.0,

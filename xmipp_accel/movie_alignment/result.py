@@ -26,7 +26,7 @@ class MovieAlignmentResult:
     status : {"local", "global", "not aligned"}
         Which motion was corrected. ``"not aligned"`` marks averages of uncorrected frames.
     reason : str
-        Why less was corrected than was asked for; empty otherwise.
+        Why less was corrected than was asked for, and what is wrong with the input; empty otherwise.
     n_frames : int
         Of the movie.
     first_frame : int
