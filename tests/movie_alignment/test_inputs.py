@@ -6,7 +6,7 @@ import pytest
 from tests.io.samples import eer_bytes
 from tests.movie_alignment.test_executor import Movie
 from xmipp_accel.errors import InputFileError
-from xmipp_accel.io.images import read_image, write_image
+from xmipp_accel.io.images import read_image, write_image, write_stack
 from xmipp_accel.io.movies import open_movie
 from xmipp_accel.io.tables import read_blocks
 from xmipp_accel.io.tiff import write_tiff
@@ -147,3 +147,38 @@ def test_gains_of_eer_movies(electrons, upsampling, scale, name, kind):
     assert average.std() < 1.6 * noise
     plain = output(folder / "movie.eer", align(folder / "movie.eer", **parameters))
     assert plain.reshape(48, upsampling, 64, upsampling).sum(axis=(1, 3)).std() > 1.6 * noise
+
+
+# --- bad pixels that nothing marks
+
+
+@pytest.fixture(scope="module")
+def clean(tmp_path_factory):
+    """A movie without bad pixels, with 18 electrons a pixel in all."""
+    folder = tmp_path_factory.mktemp("clean")
+    options = dict(size=288, frames=8, sampling_rate=1.5, dose_per_frame=1.0, local=0.0)
+    movie = Movie(folder, dead_pixels=0, hot_pixels=0, **options)
+    return movie, align(movie.path, movie.gain)
+
+
+@pytest.mark.parametrize(("fraction", "limit"), [(0.005, 0.02), (0.03, 0.06)])
+def test_dead_and_hot_pixels_do_not_change_the_shifts(clean, fraction, limit):
+    """Half of them count nothing, half far too much; the limit is what the loss of so many pixels costs."""
+    movie, expected = clean
+    with open_movie(movie.path) as reader:
+        frames = reader.read().astype(np.uint16)
+    rng = np.random.default_rng(0)
+    chosen = rng.permutation(frames[0].size)[: int(fraction * frames[0].size)]
+    dead, hot = np.array_split(chosen, 2)
+    flat = frames.reshape(8, -1)
+    flat[:, dead] = 0
+    flat[:, hot] += rng.poisson(20, (8, len(hot))).astype(np.uint16)
+    path = movie.folder / "bad.mrc"
+    write_stack(path, frames, 1.5, np.uint16)
+    result = align(path, movie.gain)
+    assert result.quality["bad_pixels"] == pytest.approx(len(chosen), rel=0.05)
+    difference = result.shifts - expected.shifts
+    difference -= difference.mean(axis=0)
+    assert np.linalg.norm(difference, axis=1).max() < limit
+    unrepaired = align(path, movie.gain, hot_pixel_sigma=0.0)
+    assert not unrepaired.shifts.any() or np.abs(unrepaired.shifts - expected.shifts).max() > 1.0

@@ -52,6 +52,27 @@ def test_outliers_are_found_and_their_neighbours_are_not(device):
     assert prepare.outlier_pixels(device.asarray(average), np.zeros((61, 73), bool), 100.0).sum() == 0
 
 
+def test_dead_pixels_are_found_among_few_electrons(device):
+    """With 16 electrons a pixel, none at all is four standard deviations of the counts, but seven of their root."""
+    rng = np.random.default_rng(1)
+    average = rng.poisson(16, (200, 200)).astype(np.float32) / 8
+    dead = np.zeros((200, 200), bool)
+    dead[5:195:10, 5:195:10] = True
+    average[dead] = 0
+    found = prepare.outlier_pixels(device.asarray(average), np.zeros_like(dead), 6.0)
+    assert found[dead].mean() > 0.95
+    assert found[~dead].mean() < 1e-4
+
+
+def test_what_has_too_many_outliers_has_none(device):
+    rng = np.random.default_rng(2)
+    average = rng.normal(100, 1, (100, 100)).astype(np.float32)
+    for fraction, most in ((0.03, 320), (0.1, 0)):
+        spotted = np.where(rng.random(average.shape) < fraction, 1000, average).astype(np.float32)
+        found = prepare.outlier_pixels(device.asarray(spotted), np.zeros((100, 100), bool), 6.0)
+        assert (0.8 if most else 0) * most <= found.sum() <= 1.2 * most
+
+
 def test_sources_are_good_and_differ_between_frames():
     bad = np.zeros((40, 50), bool)
     bad[:, 7] = bad[3, 3] = bad[20:26, 30:36] = True
