@@ -86,7 +86,10 @@ class MovieOutputs:
         self._extend(OUT_MOVIES, "movies.sqlite", SetOfMovies, finished, state, self._movie, "", pictures)
 
     def _extend(self, name, file, kind, finished, state, make, key, pictures):
-        protocol, new = self.protocol, [m for m, _ in finished if m.getObjId() not in self.ids[name]]
+        protocol = self.protocol
+        # A movie of one frame has no even half.
+        finished = [(movie, result) for movie, result in finished if not key or key in result.outputs]
+        new = [movie for movie, _ in finished if movie.getObjId() not in self.ids[name]]
         if not new and not self.ids[name]:
             return  # an output without a single item would be a broken one
         is_new = not protocol.hasAttribute(name)

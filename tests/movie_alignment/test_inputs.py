@@ -2,16 +2,19 @@
 
 import numpy as np
 import pytest
+from scipy.ndimage import gaussian_filter
 
-from tests.io.samples import eer_bytes
+from tests.io.samples import eer_bytes, mrc_bytes, pack_4bit
 from tests.movie_alignment.test_executor import Movie
-from xmipp_accel.errors import InputFileError
+from xmipp_accel.errors import InputFileError, ParameterError
 from xmipp_accel.io.images import read_image, write_image, write_stack
 from xmipp_accel.io.movies import open_movie
 from xmipp_accel.io.tables import read_blocks
 from xmipp_accel.io.tiff import write_tiff
 from xmipp_accel.movie_alignment import MovieAlignmentExecutor, MovieAlignmentParameters, MovieAlignmentResult
 from xmipp_accel.movie_alignment.dose import critical_exposure
+
+tifffile = pytest.importorskip("tifffile")
 
 
 @pytest.fixture(scope="module")
@@ -182,3 +185,138 @@ def test_dead_and_hot_pixels_do_not_change_the_shifts(clean, fraction, limit):
     assert np.linalg.norm(difference, axis=1).max() < limit
     unrepaired = align(path, movie.gain, hot_pixel_sigma=0.0)
     assert not unrepaired.shifts.any() or np.abs(unrepaired.shifts - expected.shifts).max() > 1.0
+
+
+# --- movies with little in them
+
+
+@pytest.mark.parametrize("frames", [1, 4], ids=["one frame", "one with contrast"])
+def test_a_single_frame_is_averaged_but_not_aligned(tmp_path, frames):
+    image = np.random.default_rng(0).poisson(9, (64, 96)).astype(np.float32)
+    stack = np.full((frames, 64, 96), 3.0, np.float32)
+    stack[-1] = image
+    path = tmp_path / "movie.mrc"
+    write_stack(path, stack, 1.5)
+    wanted = dict(save_even_odd=True, save_power_spectrum=True, save_aligned_movie=True, local_alignment=True)
+    result = align(path, hot_pixel_sigma=0.0, dose_per_frame=1.0, **wanted)
+    assert result.status == "not aligned" and f"1 of {frames} frames" in result.reason
+    assert not result.shifts.any() and result.n_aligned == frames
+    np.testing.assert_allclose(output(path, result), image, atol=1e-4)
+    np.testing.assert_allclose(output(path, result, "dose_weighted"), image, atol=1e-3)
+    assert not {"even", "odd"} & set(result.outputs), "no frame but one"
+    assert all((path.parent / "out" / file).exists() for file in result.outputs.values())
+    again = MovieAlignmentResult.from_json(path.parent / "out" / "movie.json")
+    assert again.to_json() == result.to_json()
+    blocks = read_blocks(path.parent / "out" / "movie.star")
+    assert len(blocks["global_shift"]["rlnMicrographFrameNumber"]) == frames
+
+
+def test_movies_of_different_lengths(drifting, tmp_path):
+    """One executor, the same parameters: a shorter movie uses what it has, and says so."""
+    with open_movie(drifting.path) as reader:
+        frames = reader.read()
+    short = tmp_path / "short.mrc"
+    write_stack(short, frames[:6], 1.5, frames.dtype)
+    parameters = MovieAlignmentParameters(local_alignment=False, last_frame=8, sum_last_frame=7)
+    executor = MovieAlignmentExecutor(parameters, gain=drifting.gain)
+    results = [executor.process(path, tmp_path / "out") for path in (drifting.path, short, drifting.path)]
+    assert [result.n_aligned for result in results] == [8, 6, 8]
+    assert [result.reason for result in results] == ["", "the movie has 6 frames, not 8", ""]
+    for result in results:
+        difference = result.shifts - drifting.truth.shifts[: result.n_aligned]
+        assert np.linalg.norm(difference - difference.mean(axis=0), axis=1).max() < 0.15
+    with pytest.raises(ParameterError, match=r"short\.mrc: expected a range within frames 1 to 6, found frames 7"):
+        MovieAlignmentExecutor(MovieAlignmentParameters(first_frame=7)).process(short, tmp_path / "out")
+
+
+# --- formats
+
+
+DRIFT = np.stack([np.arange(6) * 0.8, np.arange(6) * -0.5], axis=1)  # (y, x), px that the sample moves
+
+
+@pytest.fixture(scope="module")
+def counts():
+    """Up to seven electrons a pixel of a pattern that drifts, which every format can hold."""
+    rng = np.random.default_rng(0)
+    spectrum = np.fft.fft2(gaussian_filter(rng.normal(size=(96, 128)), 1.5, mode="wrap"))
+    fy, fx = np.meshgrid(np.fft.fftfreq(96), np.fft.fftfreq(128), indexing="ij")
+    moved = [np.fft.ifft2(spectrum * np.exp(-2j * np.pi * (fy * y + fx * x))).real for y, x in DRIFT]
+    return rng.poisson(np.clip(2 + 6 * np.array(moved), 0.1, None)).clip(0, 7)
+
+
+def mrc(mode, dtype):
+    return "movie.mrc", lambda path, counts: path.write_bytes(mrc_bytes(counts.astype(dtype), mode))
+
+
+def packed(path, counts):
+    path.write_bytes(mrc_bytes(pack_4bit(counts), 101, packed_width=counts.shape[2]))
+
+
+def tiff(compression, dtype, big=False):
+    def write(path, counts):
+        options = dict(compression=compression, photometric="minisblack", metadata=None, bigtiff=big)
+        tifffile.imwrite(path, counts.astype(dtype), **options)
+
+    return "movie.tif", write
+
+
+def eer(compression):
+    """The electrons of each frame in seven frames of the camera, at random places within their pixels."""
+
+    def write(path, counts):
+        rng = np.random.default_rng(1)
+        events = []
+        for frame in counts:
+            for k in range(7):
+                y, x = np.nonzero(frame > k)
+                events.append(np.stack([y, x, *rng.integers(0, 4, (2, len(y)))], axis=1))
+        widths = (8, 2, 2) if compression == 65000 else (7, 2, 2)
+        path.write_bytes(eer_bytes(events, counts.shape[1:], compression, widths))
+
+    return "movie.eer", write
+
+
+FORMATS = {
+    "mode 0": mrc(0, np.int8),
+    "mode 1": mrc(1, np.int16),
+    "mode 2": mrc(2, np.float32),
+    "mode 6": mrc(6, np.uint16),
+    "mode 12": mrc(12, np.float16),
+    "mode 101": ("movie.mrc", packed),
+    "lzw": tiff("lzw", np.uint8),
+    "deflate": tiff("zlib", np.uint16),
+    "zstd": tiff("zstd", np.uint8),
+    "bigtiff": tiff("lzw", np.uint8, big=True),
+    "eer 7 bit": eer(65001),
+    "eer 8 bit": eer(65000),
+}
+
+
+@pytest.fixture(scope="module")
+def expected_shifts(tmp_path_factory, counts):
+    path = tmp_path_factory.mktemp("formats") / "movie.mrc"
+    write_stack(path, counts, 1.5, np.int16)
+    shifts = align(path).shifts
+    difference = shifts + DRIFT
+    assert np.abs(difference - difference.mean(axis=0)).max() < 0.15
+    return shifts
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_every_format_gives_the_same_shifts(tmp_path, counts, expected_shifts, kind):
+    name, write = FORMATS[kind]
+    write(tmp_path / name, counts)
+    result = align(tmp_path / name, eer_frames=6)
+    assert result.n_frames == 6 and result.shape == (96, 128)
+    np.testing.assert_array_equal(result.shifts, expected_shifts)
+
+
+@pytest.mark.parametrize("kind", ["eer 7 bit", "eer 8 bit"])
+def test_divided_eer_pixels_double_the_shifts(tmp_path, counts, expected_shifts, kind):
+    name, write = FORMATS[kind]
+    write(tmp_path / name, counts)
+    result = align(tmp_path / name, eer_frames=6, eer_upsampling=2, sampling_rate=0.75)
+    assert result.shape == (192, 256)
+    difference = result.shifts / 2 - expected_shifts
+    assert np.abs(difference - difference.mean(axis=0)).max() < 0.1

@@ -53,7 +53,7 @@ def test_outliers_are_found_and_their_neighbours_are_not(device):
 
 
 def test_dead_pixels_are_found_among_few_electrons(device):
-    """With 16 electrons a pixel, none at all is four standard deviations of the counts, but seven of their root."""
+    """With 16 electrons a pixel, none at all is 4 standard deviations of the counts, but 7 of their root."""
     rng = np.random.default_rng(1)
     average = rng.poisson(16, (200, 200)).astype(np.float32) / 8
     dead = np.zeros((200, 200), bool)

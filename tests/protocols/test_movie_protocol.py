@@ -282,3 +282,17 @@ def test_thumbnails_are_made_on_request_only(tmp_path):
     assert os.path.exists(outputs._pictures(result)["thumbnail"])
     protocol.doComputeMicThumbnail.set(False)
     assert "thumbnail" not in outputs._pictures(result)
+
+
+def test_a_movie_without_an_even_half_is_left_out_of_its_set(tmp_path):
+    from pwem.objects import Movie, SetOfMicrographs
+
+    from xmipp_accel.movie_alignment.parameters import MovieAlignmentParameters
+    from xmipp_accel.protocols.movie_outputs import MovieOutputs
+
+    outputs = MovieOutputs(bare_protocol(tmp_path), MovieAlignmentParameters(save_even_odd=True))
+    result = types.SimpleNamespace(name="m", outputs={"unweighted": "m.mrc"}, output_sampling_rate=1.0)
+    finished = [(Movie(location="m.mrc"), result)]
+    name, file = "outputMicrographsEven", "micrographs_even.sqlite"
+    outputs._extend(name, file, SetOfMicrographs, finished, 0, outputs._micrograph, "even", {})
+    assert outputs.ids[name] == set() and not outputs.protocol.hasAttribute(name)

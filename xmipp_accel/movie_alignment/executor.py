@@ -86,7 +86,8 @@ class MovieAlignmentExecutor:
         ParameterError
             The parameters do not fit this movie.
         ProcessingError
-            The movie holds nothing that can be aligned: fewer than two frames with contrast, or no valid pixels.
+            The movie holds nothing to average: no frame with contrast, or no valid pixels. One that only cannot be
+            aligned gives a result with the status ``"not aligned"`` and the averages of its frames as they are.
         """
         with self.device.activate():
             return _Run(self, Path(movie_path), Path(output_folder), name, progress).result()
@@ -186,20 +187,19 @@ class _Run:
             self.sampling_rate = p.sampling_rate or reader.sampling_rate
             if not self.sampling_rate > 0:
                 raise ParameterError(f"{self.path}: its header has no pixel size; set sampling_rate")
-            self.first, self.last = self._range(p.first_frame, p.last_frame, 1, self.n_frames)
+            # A movie may have ended early; what it has is used, and the result says so.
+            last, sum_last = min(p.last_frame, self.n_frames), min(p.sum_last_frame, self.n_frames)
+            self.first, self.last = self._range(p.first_frame, last, 1, self.n_frames)
             self.sum_first, self.sum_last = self._range(
-                max(p.sum_first_frame, self.first), p.sum_last_frame, self.first, self.last
+                max(p.sum_first_frame, self.first), sum_last, self.first, self.last
             )
             raw = self.device.asarray(reader.read(self.first - 1, self.last))
         gain, dark, bad = self.executor.references(tuple(raw.shape[1:]), self.is_eer)
         movie = PreparedMovie(raw, gain, dark)
         self._repair(movie, bad | non_finite_pixels(raw))
         blank = blank_frames(movie)
-        if movie.shape[0] - len(blank) < 2:
-            raise ProcessingError(
-                f"{self.path}: {movie.shape[0] - len(blank)} of {movie.shape[0]} frames have any contrast; "
-                "an alignment needs two"
-            )
+        if len(blank) == movie.shape[0]:
+            raise ProcessingError(f"{self.path}: none of its {len(blank)} frames has any contrast")
         return movie, blank
 
     def _range(self, first, last, lowest, highest):
@@ -245,12 +245,10 @@ class _Run:
         numbers = dict(motion.quality, bad_pixels=float(len(bad)), blank_frames=float(len(blank)))
         numbers |= self.gain_numbers
         numbers |= quality.motion_summary(motion.shifts, self.sampling_rate, self._aligned_exposures())
-        listed = ", ".join(str(t + self.first) for t in blank)
-        left_out = f"frames without contrast left out: {listed}" if blank else ""
-        reason = "; ".join(filter(None, [motion.reason, left_out, self.gain_warning]))
         result = MovieAlignmentResult(
-            name=self.name, movie=os.path.abspath(self.path), status=motion.status, reason=reason,
-            n_frames=self.n_frames, first_frame=self.first - 1, shape=shape, sampling_rate=self.sampling_rate,
+            name=self.name, movie=os.path.abspath(self.path), status=motion.status,
+            reason=self._reason(motion, blank), n_frames=self.n_frames, first_frame=self.first - 1, shape=shape,
+            sampling_rate=self.sampling_rate,
             output_sampling_rate=out_rate, reference_frame=motion.reference + self.first - 1,
             shifts=motion.shifts, shift_errors=motion.errors, control_points=motion.control_points,
             quality=numbers, outputs=outputs, timings=self.timings, parameters=p.to_dict(),
@@ -263,6 +261,13 @@ class _Run:
             self.folder / outputs["star"], result, gain, defects, bad, self.is_eer
         )
         return result
+
+    def _reason(self, motion, blank):
+        wanted = max(self.parameters.last_frame, self.parameters.sum_last_frame)
+        short = f"the movie has {self.n_frames} frames, not {wanted}" if wanted > self.n_frames else ""
+        listed = ", ".join(str(t + self.first) for t in blank)
+        left_out = f"frames without contrast left out: {listed}" if blank else ""
+        return "; ".join(filter(None, [motion.reason, short, left_out, self.gain_warning]))
 
     def _write_images(self, averages, sampling_rate):
         p = self.parameters

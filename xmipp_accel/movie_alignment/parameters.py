@@ -34,7 +34,9 @@ class MovieAlignmentParameters(Parameters):
     )
 
     first_frame: int = parameter(1, "First frame to align", minimum=1)
-    last_frame: int = parameter(0, "Last frame to align; 0 is the movie's last", minimum=0)
+    last_frame: int = parameter(
+        0, "Last frame to align; 0 is the movie's last, as is any number beyond it", minimum=0
+    )
     sum_first_frame: int = parameter(1, "First frame of the averages, among the aligned ones", minimum=1)
     sum_last_frame: int = parameter(0, "Last frame of the averages; 0 is the last aligned one", minimum=0)
     bin_factor: float = parameter(1.0, "The averages' pixels are this much larger (Fourier cropping)", minimum=1)
