@@ -12,7 +12,9 @@ from xmipp_accel.io.movies import open_movie
 from xmipp_accel.io.tables import read_blocks
 from xmipp_accel.io.tiff import write_tiff
 from xmipp_accel.movie_alignment import MovieAlignmentExecutor, MovieAlignmentParameters, MovieAlignmentResult
+from xmipp_accel.movie_alignment.correct import MotionCorrector, corrected_averages
 from xmipp_accel.movie_alignment.dose import critical_exposure
+from xmipp_accel.movie_alignment.prepare import PreparedMovie
 
 tifffile = pytest.importorskip("tifffile")
 
@@ -58,25 +60,21 @@ def test_frames_are_summed_by_the_rows_of_a_file(still):
     assert again.to_json() == result.to_json() and again.group_sizes == result.group_sizes
 
 
-def test_exposures_of_groups_weight_the_frames(still):
+def test_exposures_of_groups_weight_the_frames():
     """Against the plain formula: sums decay by what the specimen has received at their middle."""
-    from xmipp_accel.movie_alignment.correct import MotionCorrector, corrected_averages
-    from xmipp_accel.movie_alignment.prepare import PreparedMovie
-
     exposures = np.array([0.5, 0.5, 4.5, 4.5, 2, 2])
     frames = np.random.default_rng(0).poisson(10 * exposures[:, None, None], (6, 32, 40)).astype(np.float32)
     corrector = MotionCorrector(np.zeros((6, 2)), np.zeros((0, 0, 0, 2)), (32, 40))
     used = [1, 2, 4, 5]
-    found = corrected_averages(PreparedMovie(frames), used, corrector, MovieAlignmentParameters(), 1.5, exposures)[
-        "dose_weighted"
-    ]
+    parameters = MovieAlignmentParameters()
+    averages = corrected_averages(PreparedMovie(frames), used, corrector, parameters, 1.5, exposures)
     frequency = np.hypot(np.fft.fftfreq(32, 1.5)[:, None], np.fft.rfftfreq(40, 1.5))
     received = np.array([0.75, 3.25, 11.0, 13.0])[:, None, None]
     weights = np.exp(-received / (2 * critical_exposure(frequency)))
     own = exposures[used][:, None, None]
     noise = np.sqrt((weights**2 * own).sum(axis=0) / own.sum())
     expected = np.fft.irfft2((weights * np.fft.rfft2(frames[used])).sum(axis=0) / noise / 4, (32, 40))
-    np.testing.assert_allclose(found, expected, atol=1e-4 * np.abs(expected).max())
+    np.testing.assert_allclose(averages["dose_weighted"], expected, atol=1e-4 * np.abs(expected).max())
 
 
 def test_doses_of_the_file_turn_dose_weighting_on_and_go_to_relion(still):

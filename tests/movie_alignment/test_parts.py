@@ -6,7 +6,7 @@ import scipy.fft
 
 from xmipp_accel.backend import to_host
 from xmipp_accel.errors import ProcessingError
-from xmipp_accel.movie_alignment import correlate, prepare, solve
+from xmipp_accel.movie_alignment import correlate, prepare, quality, solve
 from xmipp_accel.movie_alignment.correct import translate_spectrum
 from xmipp_accel.movie_alignment.dose import DoseWeights, accumulated, critical_exposure
 from xmipp_accel.movie_alignment.model import LocalModel, Stiffness, robust_factors
@@ -278,3 +278,18 @@ def test_spectra_object_crops(device):
     spectra = Spectra(device.asarray(np.ones((1, 32, 17), np.complex64)), (32, 32), (32, 32))
     assert spectra.crop(0.5) is spectra
     assert spectra.crop(0.2).shape == (16, 16)
+
+
+def test_early_motion_ends_at_four_electrons():
+    shifts = np.cumsum([[0, 0], [1, 0], [0, 2], [4, 0], [0, 8], [16, 0]], axis=0)
+    for exposures, early in (
+        (np.zeros(6), 7),  # unknown: three steps
+        (np.full(6, 2.0), 3),
+        (np.full(6, 1.5), 7),
+        (np.array([0.5, 0.5, 1.0, 1.0, 1.5, 4.0]), 31),
+        (np.array([4.0, 1, 1, 1, 1, 1]), 1),
+    ):
+        found = quality.motion_summary(shifts, 1.5, exposures)
+        assert found == pytest.approx(
+            {"total_motion": 46.5, "early_motion": 1.5 * early, "late_motion": 1.5 * (31 - early)}
+        )

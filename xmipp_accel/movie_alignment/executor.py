@@ -248,8 +248,8 @@ class _Run:
         result = MovieAlignmentResult(
             name=self.name, movie=os.path.abspath(self.path), status=motion.status,
             reason=self._reason(motion, blank), n_frames=self.n_frames, first_frame=self.first - 1, shape=shape,
-            sampling_rate=self.sampling_rate,
-            output_sampling_rate=out_rate, reference_frame=motion.reference + self.first - 1,
+            sampling_rate=self.sampling_rate, output_sampling_rate=out_rate,
+            reference_frame=motion.reference + self.first - 1,
             shifts=motion.shifts, shift_errors=motion.errors, control_points=motion.control_points,
             quality=numbers, outputs=outputs, timings=self.timings, parameters=p.to_dict(),
             exposures=self.exposures, group_sizes=self.group_sizes,

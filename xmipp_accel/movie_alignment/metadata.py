@@ -32,6 +32,8 @@ def xmipp_coefficients(result):
 def write_xmd(path, result, blank=()):
     """Write FlexAlign's three blocks; labels are spelt as Xmipp spells them.
 
+    Frames are the movie's, also where these are sums of the file's, as Xmipp counts those of EER files.
+
     Parameters
     ----------
     path : path

@@ -93,7 +93,7 @@ class MovieAlignmentParameters(Parameters):
     check_gain: bool = parameter(
         True, "Compare the gain with the raw frames, and warn if another orientation of it fits better"
     )
-    repair_bad_pixels: bool = parameter(True, "Replace defects and hot pixels by good neighbours")
+    repair_bad_pixels: bool = parameter(True, "Replace defects, hot and dead pixels by good neighbours")
     hot_pixel_sigma: float = parameter(
         6.0,
         "A pixel of the sum that differs from its neighbours by more standard deviations is repaired;"
