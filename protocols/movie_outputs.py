@@ -48,7 +48,8 @@ class MovieOutputs:
             output
             for field, outputs in MICROGRAPHS.items()
             for output in outputs
-            if getattr(parameters, field) and not (field == "save_dose_weighted" and not parameters.dose_per_frame)
+            if getattr(parameters, field)
+            and (field != "save_dose_weighted" or protocol._createOutputWeightedMicrographs())
         ]
         self.files = {OUT_MOVIES: "movies.sqlite", **{name: file for name, file, _ in self.wanted}}
         self.ids = {name: self._read_ids(file) for name, file in self.files.items()}
@@ -86,7 +87,10 @@ class MovieOutputs:
         self._extend(OUT_MOVIES, "movies.sqlite", SetOfMovies, finished, state, self._movie, "", pictures)
 
     def _extend(self, name, file, kind, finished, state, make, key, pictures):
-        protocol, new = self.protocol, [m for m, _ in finished if m.getObjId() not in self.ids[name]]
+        protocol = self.protocol
+        # A movie of one frame has no even half.
+        finished = [(movie, result) for movie, result in finished if not key or key in result.outputs]
+        new = [movie for movie, _ in finished if movie.getObjId() not in self.ids[name]]
         if not new and not self.ids[name]:
             return  # an output without a single item would be a broken one
         is_new = not protocol.hasAttribute(name)

@@ -60,6 +60,15 @@ def test_doctor_tells_versions_devices_and_why_no_gpu():
     assert "GiB free" in done.stdout
 
 
+def test_an_unusable_file_of_frame_groups_is_told_once(capsys, tmp_path):
+    (tmp_path / "groups.txt").write_text("10 ten\n")
+    groups = str(tmp_path / "groups.txt")
+    arguments = ["movies", "a.mrc", "b.mrc", "--output", str(tmp_path), "--frame-groups", groups]
+    assert cli.main(arguments) == 1
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert "groups.txt: expected" in line and "line 1" in line
+
+
 def test_movies_reports_each_movie_and_goes_on_after_a_bad_one(capsys, tmp_path):
     from xmipp_accel.simulate.movies import simulate_movie
 

@@ -74,6 +74,12 @@ def _add_movies(commands):
         metavar="FOLDER",
         help="apply the alignments of an earlier run, NAME.json in this folder, instead of measuring",
     )
+    parser.add_argument(
+        "--frame-groups",
+        type=Path,
+        help="text file of 'group_size integration_size [dose]' lines, as MotionCor's -FmIntFile: the next"
+        " group_size frames (of an EER file, of the camera) are summed integration_size at a time",
+    )
     _add_common(parser, MovieAlignmentParameters)
 
 
@@ -127,6 +133,7 @@ def run_movies(options) -> int:
         gain=options.gain,
         dark=options.dark,
         defects=options.defects,
+        frame_groups=options.frame_groups,
         report=_show_outcome,
         alignments=options.apply_alignment,
     )

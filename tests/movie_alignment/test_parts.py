@@ -8,7 +8,7 @@ from xmipp_accel.backend import to_host
 from xmipp_accel.errors import ProcessingError
 from xmipp_accel.movie_alignment import correlate, prepare, solve
 from xmipp_accel.movie_alignment.correct import translate_spectrum
-from xmipp_accel.movie_alignment.dose import critical_exposure
+from xmipp_accel.movie_alignment.dose import accumulated, critical_exposure
 from xmipp_accel.movie_alignment.model import LocalModel, Stiffness, robust_factors
 from xmipp_accel.movie_alignment.patches import frame_groups, make_grid
 from xmipp_accel.movie_alignment.spectra import Spectra, crop_half_plane, frame_spectra, gaussian, smooth_size
@@ -50,6 +50,27 @@ def test_outliers_are_found_and_their_neighbours_are_not(device):
     assert sorted(map(tuple, np.argwhere(found))) == [(10, 20), (30, 0), (40, 40), (60, 72)]
     assert not prepare.outlier_pixels(device.asarray(average), found, 6.0).any()
     assert prepare.outlier_pixels(device.asarray(average), np.zeros((61, 73), bool), 100.0).sum() == 0
+
+
+def test_dead_pixels_are_found_among_few_electrons(device):
+    """With 16 electrons a pixel, none at all is 4 standard deviations of the counts, but 7 of their root."""
+    rng = np.random.default_rng(1)
+    average = rng.poisson(16, (200, 200)).astype(np.float32) / 8
+    dead = np.zeros((200, 200), bool)
+    dead[5:195:10, 5:195:10] = True
+    average[dead] = 0
+    found = prepare.outlier_pixels(device.asarray(average), np.zeros_like(dead), 6.0)
+    assert found[dead].mean() > 0.95
+    assert found[~dead].mean() < 1e-4
+
+
+def test_what_has_too_many_outliers_has_none(device):
+    rng = np.random.default_rng(2)
+    average = rng.normal(100, 1, (100, 100)).astype(np.float32)
+    for fraction, most in ((0.03, 320), (0.1, 0)):
+        spotted = np.where(rng.random(average.shape) < fraction, 1000, average).astype(np.float32)
+        found = prepare.outlier_pixels(device.asarray(spotted), np.zeros((100, 100), bool), 6.0)
+        assert (0.8 if most else 0) * most <= found.sum() <= 1.2 * most
 
 
 def test_sources_are_good_and_differ_between_frames():
@@ -234,6 +255,10 @@ def test_critical_exposure():
     assert critical_exposure(0.1, 200.0) / critical_exposure(0.1) == pytest.approx(0.8)
     assert critical_exposure(0.1, 100.0) / critical_exposure(0.1) == pytest.approx(0.64)
     assert np.isinf(critical_exposure(0.0))
+
+
+def test_accumulated_exposure_is_that_at_the_middle_of_each_frame():
+    np.testing.assert_allclose(accumulated(np.array([2.0, 2.0, 8.0])), [1.0, 3.0, 8.0])
 
 
 def test_spectra_object_crops(device):

@@ -88,7 +88,7 @@ def test_particles_lie_where_the_tracks_say(stretch):
     magnification = Magnification(stretch, 1.0, 20.0, (200, 300))
     corrector = MotionCorrector(result.shifts, result.control_points, (200, 300), magnification)
     images, _ = corrected_averages(
-        PreparedMovie(frames), range(7), corrector, MovieAlignmentParameters(**parameters), 1.1
+        PreparedMovie(frames), range(7), corrector, MovieAlignmentParameters(**parameters), 1.1, np.zeros(7)
     )
     for py, px in wanted:
         window = images["unweighted"][round(py) - 6 : round(py) + 7, round(px) - 6 : round(px) + 7]

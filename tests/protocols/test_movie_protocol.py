@@ -252,17 +252,20 @@ def bare_protocol(folder):
     return protocol
 
 
-def test_defects_gain_and_every_gpu_get_to_the_executors(tmp_path, monkeypatch):
+def test_references_frame_groups_and_every_gpu_get_to_the_executors(tmp_path, monkeypatch):
     from xmipp_accel.backend import Device
     from xmipp_accel.movie_alignment.parameters import MovieAlignmentParameters
 
     monkeypatch.chdir(tmp_path)
     protocol = bare_protocol(tmp_path)
     protocol.defectFile.set("defects.txt")
+    (tmp_path / "groups.txt").write_text("8 2 0.5\n")
+    protocol.fmIntFile.set("groups.txt")
     workers = protocol._workers(MovieAlignmentParameters(), [Device("cuda", 0), Device("cuda", 2)])
     first, second = workers.get(), workers.get()
     assert [first.device.index, second.device.index] == [0, 2]
     assert first.reference_paths == (str(tmp_path / "gain.mrc"), str(tmp_path / "defects.txt"))
+    assert first.frame_groups.path == tmp_path / "groups.txt"
 
 
 def test_thumbnails_are_made_on_request_only(tmp_path):
@@ -302,3 +305,17 @@ def test_aligned_movies_say_which_frames_they_hold(project, imported):  # noqa: 
         assert movie.getAlignment().getShifts() == ([0.0] * 4, [0.0] * 4)
         with mrcfile.open(movie.getFileName()) as file:
             assert file.data.shape == (4, SIZE, SIZE)
+
+
+def test_a_movie_without_an_even_half_is_left_out_of_its_set(tmp_path):
+    from pwem.objects import Movie, SetOfMicrographs
+
+    from xmipp_accel.movie_alignment.parameters import MovieAlignmentParameters
+    from xmipp_accel.protocols.movie_outputs import MovieOutputs
+
+    outputs = MovieOutputs(bare_protocol(tmp_path), MovieAlignmentParameters(save_even_odd=True))
+    result = types.SimpleNamespace(name="m", outputs={"unweighted": "m.mrc"}, output_sampling_rate=1.0)
+    finished = [(Movie(location="m.mrc"), result)]
+    name, file = "outputMicrographsEven", "micrographs_even.sqlite"
+    outputs._extend(name, file, SetOfMicrographs, finished, 0, outputs._micrograph, "even", {})
+    assert outputs.ids[name] == set() and not outputs.protocol.hasAttribute(name)

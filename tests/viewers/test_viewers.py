@@ -82,6 +82,8 @@ def movies(folder):
         outputs={},
         timings={},
         parameters=MovieAlignmentParameters().to_dict(),
+        exposures=np.zeros(3),
+        group_sizes=(1, 1, 1),
     )
     write_json(folder / "extra/movie.json", result.to_json())
     output = SetOfMovies(filename="movies.sqlite")

@@ -37,6 +37,7 @@ def align_movies(
     gain=None,
     dark=None,
     defects=None,
+    frame_groups=None,
     report: Callable[[MovieOutcome], None] = lambda outcome: None,
     alignments: Path | None = None,
 ) -> list[MovieOutcome]:
@@ -49,8 +50,8 @@ def align_movies(
     output_folder : path
     parameters : MovieAlignmentParameters
     device : Device
-    gain, dark, defects : path, optional
-        As for :class:`MovieAlignmentExecutor`; an unusable one is an error before the first movie.
+    gain, dark, defects, frame_groups : path, optional
+        As for :class:`MovieAlignmentExecutor`.
     report : callable
         Called with each outcome as soon as it is known.
     alignments : path, optional
@@ -60,7 +61,7 @@ def align_movies(
     -------
     list of MovieOutcome, in the order of `movies`
     """
-    executor = MovieAlignmentExecutor(parameters, device, gain=gain, dark=dark, defects=defects)
+    executor = MovieAlignmentExecutor(parameters, device, gain, dark, defects, frame_groups)
     outcomes: list[MovieOutcome] = []
     used: set[str] = set()
     for movie in map(Path, movies):

@@ -11,7 +11,7 @@ import numpy as np
 from xmipp_accel.backend import array_module, cuda_kernel, fft_module, to_host
 from xmipp_accel.movie_alignment import quality
 from xmipp_accel.movie_alignment.averages import Halves, half_plane, in_frame_weight
-from xmipp_accel.movie_alignment.dose import DoseWeights
+from xmipp_accel.movie_alignment.dose import DoseWeights, accumulated
 from xmipp_accel.movie_alignment.spectra import crop_half_plane, phases
 from xmipp_accel.numerics import bspline
 
@@ -141,7 +141,7 @@ class MotionCorrector:
 
 
 def corrected_averages(
-    movie, frames, corrector, parameters, sampling_rate, first_frame=0, blank=(), on_corrected=None
+    movie, frames, corrector, parameters, sampling_rate, exposures, first_frame=0, blank=(), on_corrected=None
 ):
     """Correct the frames and average them.
 
@@ -154,6 +154,8 @@ def corrected_averages(
     parameters : MovieAlignmentParameters
     sampling_rate : float
         A/px of the movie.
+    exposures : ndarray, shape (n,)
+        Of each of the movie's frames, e/A^2; zeros if unknown.
     first_frame : int
         Number of the file's frames before the movie's first, which count for even and odd.
     blank : collection of int
@@ -172,10 +174,10 @@ def corrected_averages(
     xp, shape = movie.xp, movie.shape[1:]
     initial, plain, weighted = Halves(), Halves(), Halves()
     dose = None
-    if parameters.dose_per_frame > 0 and parameters.save_dose_weighted:
+    if np.any(exposures) and parameters.save_dose_weighted:
         # What all frames have received before cancels, since the noise keeps its power; so does the pre-exposure.
-        exposures = parameters.dose_per_frame * (np.asarray(frames) - frames[0])
-        dose = DoseWeights(shape, sampling_rate, exposures, parameters.voltage, xp)
+        received = accumulated(exposures)[list(frames)]
+        dose = DoseWeights(shape, sampling_rate, received - received[0], parameters.voltage, xp)
     for k, t in enumerate(frames):
         frame, index = movie.frame(t), first_frame + t
         if t not in blank:
@@ -185,13 +187,15 @@ def corrected_averages(
             on_corrected(to_host(_binned(corrected, shape, parameters.bin_factor)))
         if t in blank:
             continue
+        noise = exposures[t] if dose is not None else 1.0
         weight = corrector.in_frame_weight(t, xp) if parameters.correct_in_frame_motion else None
         if weight is not None or dose is not None:
             corrected = half_plane(corrected)
-        plain.add(index, corrected, weight)
+        plain.add(index, corrected, weight, noise)
         if dose is not None:
             by_dose = dose.weight(k)
-            weighted.add(index, corrected, by_dose if weight is None else weight * by_dose)
+            amplitude = by_dose if weight is None else weight * by_dose
+            weighted.add(index, corrected, amplitude, noise)
     images = _images(plain, weighted, initial, shape, parameters)
     return images, quality.even_odd_frc(plain, initial, shape, sampling_rate)
 

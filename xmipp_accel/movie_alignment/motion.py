@@ -63,6 +63,9 @@ def find_motion(movie, valid, parameters, sampling_rate):
     -------
     Motion
     """
+    n = movie.shape[0]
+    if len(valid) < 2:
+        return _not_aligned(n, f"{len(valid)} of {n} frames has contrast, an alignment needs two", {})
     spectra = frame_spectra(movie, valid, min(0.5, sampling_rate / FINEST_RESOLUTION))
     whole = align_whole_frames(spectra, sampling_rate, parameters.max_shift, parameters.max_resolution)
     numbers = {
@@ -73,15 +76,19 @@ def find_motion(movie, valid, parameters, sampling_rate):
     }
     failure = _failure(whole, parameters, sampling_rate)
     if failure:
-        zero = np.zeros((movie.shape[0], 2))
-        return Motion(NOT_ALIGNED, failure, zero, zero, np.zeros((0, 0, 0, 2)), numbers)
-    everywhere = _on_all_frames(whole.shifts, valid, movie.shape[0])
+        return _not_aligned(n, failure, numbers)
+    everywhere = _on_all_frames(whole.shifts, valid, n)
     largest = parameters.max_shift / sampling_rate
-    errors = _on_all_frames(np.minimum(whole.errors, largest), valid, movie.shape[0])
+    errors = _on_all_frames(np.minimum(whole.errors, largest), valid, n)
     motion = Motion(GLOBAL, "", everywhere, errors, np.zeros((0, 0, 0, 2)), numbers)
     if not parameters.local_alignment:
         return motion
     return _with_local(motion, movie, valid, spectra, whole, parameters, sampling_rate)
+
+
+def _not_aligned(n, reason, numbers):
+    zero = np.zeros((n, 2))
+    return Motion(NOT_ALIGNED, reason, zero, zero, np.zeros((0, 0, 0, 2)), numbers)
 
 
 def _failure(whole, parameters, sampling_rate):

@@ -9,7 +9,7 @@ from xmipp_accel.errors import ProcessingError
 
 N_SOURCES = 8
 SOURCE_RADIUS = 12
-MAX_HOT_FRACTION = 0.01
+MAX_OUTLIER_FRACTION = 0.05
 MAX_BAD_FRACTION = 0.5
 
 
@@ -89,10 +89,11 @@ def blank_frames(movie):
 
 
 def outlier_pixels(average, bad, sigma):
-    """Find hot and dead pixels in the average of the uncorrected frames.
+    """Find hot and dead pixels in the average of the corrected frames.
 
-    A pixel is compared with the mean of the middle two of its four neighbours, so that one hot neighbour does not
-    matter.
+    A pixel is compared with the mean of the middle two of its four neighbours, so that one bad neighbour does not
+    matter. Dead ones are sought in the square root, in which the noise of counts is the same everywhere: with few
+    electrons, their absence is less than 6 standard deviations of the counts.
 
     Parameters
     ----------
@@ -105,23 +106,29 @@ def outlier_pixels(average, bad, sigma):
     Returns
     -------
     ndarray of bool, shape (ny, nx)
-        On the host; empty when more than one per cent of the pixels would be marked, since such a sum does not
-        tell bad pixels from noise.
+        On the host; empty when more than five per cent of the pixels would be marked, since such an average does
+        not tell bad pixels from noise.
     """
     xp = array_module(average)
-    padded = xp.pad(average, 1, mode="reflect")
+    good = ~xp.asarray(bad)
+    hot = xp.abs(_deviations(average, good)) > sigma
+    dead = _deviations(xp.sqrt(xp.maximum(average, 0)), good) < -sigma
+    found = to_host((hot | dead) & good)
+    return found if found.mean() <= MAX_OUTLIER_FRACTION else np.zeros_like(found)
+
+
+def _deviations(image, good):
+    """Differences from the neighbours in robust standard deviations of those of good pixels; 0 without any."""
+    xp = array_module(image)
+    padded = xp.pad(image, 1, mode="reflect")
     neighbours = (padded[:-2, 1:-1], padded[2:, 1:-1], padded[1:-1, :-2], padded[1:-1, 2:])
     low = high = total = neighbours[0]
     for neighbour in neighbours[1:]:
         low, high, total = xp.minimum(low, neighbour), xp.maximum(high, neighbour), total + neighbour
-    difference = average - 0.5 * (total - low - high)
-    known = xp.asarray(bad)
-    sample = difference[~known][:: max(1, difference.size // 1_000_000)]
+    difference = image - 0.5 * (total - low - high)
+    sample = difference[good][:: max(1, difference.size // 1_000_000)]
     deviation = 1.4826 * float(xp.median(xp.abs(sample - xp.median(sample))))
-    if deviation == 0.0:
-        return np.zeros(bad.shape, dtype=bool)
-    found = to_host((xp.abs(difference) > sigma * deviation) & ~known)
-    return found if found.mean() <= MAX_HOT_FRACTION else np.zeros_like(found)
+    return difference / xp.float32(deviation) if deviation > 0 else xp.zeros_like(difference)
 
 
 def repair_sources(bad):

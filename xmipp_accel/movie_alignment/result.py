@@ -27,7 +27,7 @@ class MovieAlignmentResult:
     status : {"local", "global", "not aligned"}
         Which motion was corrected. ``"not aligned"`` marks averages of uncorrected frames.
     reason : str
-        Why less was corrected than was asked for; empty otherwise.
+        Why less was corrected than was asked for, and what is wrong with the input; empty otherwise.
     n_frames : int
         Of the movie.
     first_frame : int
@@ -56,6 +56,10 @@ class MovieAlignmentResult:
         Seconds of each stage.
     parameters : dict
         Of the run.
+    exposures : ndarray, shape (n_frames,)
+        Of each of the movie's frames, e/A^2; zeros if unknown.
+    group_sizes : tuple of int
+        How many frames of the file each of the movie's frames is the sum of.
     alignment : str
         Path of the earlier alignment that was applied; empty if the motion was measured.
     """
@@ -77,6 +81,8 @@ class MovieAlignmentResult:
     outputs: dict[str, str]
     timings: dict[str, float]
     parameters: dict[str, Any]
+    exposures: np.ndarray
+    group_sizes: tuple[int, ...]
     alignment: str = ""
 
     @property
@@ -124,7 +130,7 @@ class MovieAlignmentResult:
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        for key in ("shifts", "shift_errors", "control_points"):
+        for key in ("shifts", "shift_errors", "control_points", "exposures"):
             values[key] = np.asarray(values[key], dtype=np.float64).tolist()
         return values
 
@@ -141,5 +147,6 @@ class MovieAlignmentResult:
             values[key] = np.asarray(values[key], dtype=np.float64).reshape(-1, 2)
         points = np.asarray(values["control_points"], dtype=np.float64)
         values["control_points"] = points if points.ndim == 4 else np.zeros((0, 0, 0, 2))
-        values["shape"] = tuple(values["shape"])
+        values["exposures"] = np.asarray(values["exposures"], dtype=np.float64)
+        values["shape"], values["group_sizes"] = tuple(values["shape"]), tuple(values["group_sizes"])
         return cls(**values)
