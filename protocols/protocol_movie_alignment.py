@@ -66,8 +66,9 @@ class XmippAccelProtMovieAlignment(ProtAlignMovies):
 
         files = {name: os.path.abspath(path) if path else None for name, path in self._reference_files().items()}
         workers = queue.Queue()
-        for device in devices:
-            workers.put(MovieAlignmentExecutor(parameters, device, **files))
+        executors = [MovieAlignmentExecutor(parameters, device, **files) for device in devices]
+        for executor in executors * MovieAlignmentExecutor.IN_FLIGHT:  # in turn, so that devices share the movies
+            workers.put(executor)
         return workers
 
     def _reference_files(self):

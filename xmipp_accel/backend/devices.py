@@ -60,13 +60,16 @@ class Device:
         return cupyx.empty_pinned(shape, dtype)
 
     def upload(self, buffer):
-        """Copy a :meth:`host_buffer` to this device and wait for it; on the CPU it is the array itself."""
+        """Copy a :meth:`host_buffer` to this device while others compute; on the CPU it is the array itself.
+
+        The memory returns to the copies' own pool: whoever drops the array must have waited for what reads it.
+        """
         if self.kind == "cpu":
             return buffer
-        with self.activate():
+        with self.activate(), _copy_stream(self.index) as stream:
             array = self.xp.empty(buffer.shape, buffer.dtype)
             array.set(buffer)
-            self.xp.cuda.get_current_stream().synchronize()
+            stream.synchronize()
         return array
 
     def free_memory(self) -> int:
@@ -82,6 +85,14 @@ class Device:
 
 
 CPU = Device()
+
+
+@functools.cache
+def _copy_stream(index):
+    import cupy
+
+    with cupy.cuda.Device(index):
+        return cupy.cuda.Stream(non_blocking=True)
 
 
 @functools.cache
