@@ -14,6 +14,7 @@ ALIGNMENT = (
     Entry("maxShift", "max_shift", "Maximum shift"),
     Entry("maxResForCorrelation", "max_resolution", "Maximum resolution for correlation"),
     Entry("doLocalAlignment", "local_alignment", "Compute local alignment?"),
+    Entry("inFrameMotion", "correct_in_frame_motion", "Correct motion within frames?"),
 )
 LOCAL = (
     Entry("minLocalRes", "min_local_resolution", "Patch size", "doLocalAlignment"),
@@ -23,8 +24,9 @@ OUTPUT = (
     Entry("doSaveAveMic", "save_unweighted", "Save aligned micrograph?"),
     Entry("doApplyDoseFilter", "save_dose_weighted", "Save dose-weighted micrograph?"),
     Entry("splitEvenOdd", "save_even_odd", "Split & sum odd/even frames?"),
+    Entry("doSaveInitialMic", "save_initial_average", "Save unaligned micrograph?"),
     Entry("doSaveMovie", "save_aligned_movie", "Save movie?"),
-    Entry("doComputePSD", "save_power_spectrum", "Compute power spectrum?"),
+    Entry("doComputePSD", "save_power_spectrum", "Compute power spectra?"),
     Entry("saveFloat16", "float16", "Save in float16?"),
 )
 DETECTOR = (
@@ -34,6 +36,9 @@ DETECTOR = (
     Entry("checkGain", "check_gain", "Check the gain?"),
     Entry("repairBadPixels", "repair_bad_pixels", "Repair bad pixels?"),
     Entry("hotPixelSigma", "hot_pixel_sigma", "Hot pixel threshold", "repairBadPixels"),
+    Entry("magMajor", "mag_major", "Stretch along the major axis"),
+    Entry("magMinor", "mag_minor", "Stretch across the major axis"),
+    Entry("magAngle", "mag_angle", "Angle of the major axis"),
     Entry("nFrames", "eer_frames", "EER frames"),
     Entry("eerSampling", "eer_upsampling", "EER upsampling"),
 )

@@ -111,7 +111,8 @@ def test_bad_and_hot_pixels_are_repaired(small, usual):
 def test_files(small, usual):
     result = small.align(dose_per_frame=2.0, save_even_odd=True, save_aligned_movie=True, save_power_spectrum=True)
     assert set(result.outputs) == {
-        "unweighted", "dose_weighted", "even", "odd", "aligned_movie", "power_spectrum", "xmd", "star"
+        "unweighted", "dose_weighted", "even", "odd", "dose_weighted_even", "dose_weighted_odd", "aligned_movie",
+        "power_spectrum", "power_spectrum_initial", "xmd", "star",
     }  # fmt: skip
     assert {p.name for p in small.out.iterdir()} == {*result.outputs.values(), "movie.json"}
     assert result.outputs["odd"] == "movie_ODD.mrc"

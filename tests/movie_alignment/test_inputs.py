@@ -67,7 +67,7 @@ def test_exposures_of_groups_weight_the_frames():
     corrector = MotionCorrector(np.zeros((6, 2)), np.zeros((0, 0, 0, 2)), (32, 40))
     used = [1, 2, 4, 5]
     parameters = MovieAlignmentParameters()
-    averages = corrected_averages(PreparedMovie(frames), used, corrector, parameters, 1.5, exposures)
+    averages, _ = corrected_averages(PreparedMovie(frames), used, corrector, parameters, 1.5, exposures)
     frequency = np.hypot(np.fft.fftfreq(32, 1.5)[:, None], np.fft.rfftfreq(40, 1.5))
     received = np.array([0.75, 3.25, 11.0, 13.0])[:, None, None]
     weights = np.exp(-received / (2 * critical_exposure(frequency)))

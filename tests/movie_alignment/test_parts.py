@@ -6,9 +6,9 @@ import scipy.fft
 
 from xmipp_accel.backend import to_host
 from xmipp_accel.errors import ProcessingError
-from xmipp_accel.movie_alignment import correlate, prepare, quality, solve
+from xmipp_accel.movie_alignment import correlate, prepare, solve
 from xmipp_accel.movie_alignment.correct import translate_spectrum
-from xmipp_accel.movie_alignment.dose import DoseWeights, accumulated, critical_exposure
+from xmipp_accel.movie_alignment.dose import critical_exposure
 from xmipp_accel.movie_alignment.model import LocalModel, Stiffness, robust_factors
 from xmipp_accel.movie_alignment.patches import frame_groups, make_grid
 from xmipp_accel.movie_alignment.spectra import Spectra, crop_half_plane, frame_spectra, gaussian, smooth_size
@@ -257,39 +257,7 @@ def test_critical_exposure():
     assert np.isinf(critical_exposure(0.0))
 
 
-@pytest.mark.parametrize(
-    "exposures", [np.full(5, 8.0), np.array([2.0, 2.0, 8.0, 20.0, 5.0])], ids=["equal", "differ"]
-)
-def test_dose_weights_keep_the_noise_power(device, exposures):
-    received = accumulated(exposures)
-    np.testing.assert_allclose(np.diff(received), (exposures[1:] + exposures[:-1]) / 2)
-    weights = DoseWeights((32, 32), 1.0, received, exposures, 300.0, device.xp)
-    found = np.stack([to_host(weights.weight(k)) for k in range(5)])
-    frequency = np.hypot(np.fft.fftfreq(32)[:, None], np.fft.rfftfreq(32))[1:, 1:]
-    decay = (received - received[0])[:, None, None] / (2 * critical_exposure(frequency))
-    np.testing.assert_allclose(found[:, 1:, 1:], np.exp(-decay), rtol=1e-5)
-    np.testing.assert_allclose(found[:, 0, 0], 1.0)
-    # Electrons are counted: the variance of a frame's noise is its exposure.
-    power = (found**2 * exposures[:, None, None]).sum(axis=0) * to_host(weights.restoration()) ** 2
-    np.testing.assert_allclose(power, exposures.sum() / 25, rtol=1e-4)
-
-
 def test_spectra_object_crops(device):
     spectra = Spectra(device.asarray(np.ones((1, 32, 17), np.complex64)), (32, 32), (32, 32))
     assert spectra.crop(0.5) is spectra
     assert spectra.crop(0.2).shape == (16, 16)
-
-
-def test_early_motion_ends_at_four_electrons():
-    shifts = np.cumsum([[0, 0], [1, 0], [0, 2], [4, 0], [0, 8], [16, 0]], axis=0)
-    for exposures, early in (
-        (np.zeros(6), 7),  # unknown: three steps
-        (np.full(6, 2.0), 3),
-        (np.full(6, 1.5), 7),
-        (np.array([0.5, 0.5, 1.0, 1.0, 1.5, 4.0]), 31),
-        (np.array([4.0, 1, 1, 1, 1, 1]), 1),
-    ):
-        found = quality.motion_summary(shifts, 1.5, exposures)
-        assert found == pytest.approx(
-            {"total_motion": 46.5, "early_motion": 1.5 * early, "late_motion": 1.5 * (31 - early)}
-        )

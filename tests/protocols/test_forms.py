@@ -30,6 +30,7 @@ PROTOCOLS = [
 ]
 # Values that the parameters accept, where one more than the default is not one of them.
 VALUES = {"symmetryGroup": "d7", "maxTilt": 90.0, "fscWeighting": True, "numberOfThreads": 1, "padding": 1.5}
+VALUES.update(magMajor=1.02, magMinor=0.99)
 # Inputs, labels, and what other tests show: these do not go into the parameters.
 FROM_INPUT = {"sampling_rate", "voltage", "dose_per_frame", "pre_exposure", "phase_flipped"}
 ELSEWHERE = {

@@ -108,7 +108,7 @@ def test_micrographs_carry_names_pictures_and_motion(aligned):
         for micrograph in getattr(aligned, name).iterItems():
             assert micrograph.getMicName() == f"movie_{micrograph.getObjId()}.mrcs"
             assert os.path.exists(micrograph.getFileName())
-            for attribute in ("plotGlobal", "plotCart", "thumbnail", "psdCorr"):
+            for attribute in ("plotGlobal", "plotCart", "thumbnail", "psdCorr", "psdJpeg"):
                 assert os.path.exists(getattr(micrograph, attribute).getFileName()), attribute
             assert float(micrograph._rlnAccumMotionTotal) == pytest.approx(total, rel=0.15)
             early = float(micrograph._rlnAccumMotionEarly) + float(micrograph._rlnAccumMotionLate)
@@ -296,3 +296,26 @@ def test_a_movie_without_an_even_half_is_left_out_of_its_set(tmp_path):
     name, file = "outputMicrographsEven", "micrographs_even.sqlite"
     outputs._extend(name, file, SetOfMicrographs, finished, 0, outputs._micrograph, "even", {})
     assert outputs.ids[name] == set() and not outputs.protocol.hasAttribute(name)
+
+
+def test_aligned_movies_say_which_frames_they_hold(project, imported):  # noqa: F811
+    """Those that were summed, without shifts that others would apply again."""
+    run = launch(
+        project,
+        XmippAccelProtMovieAlignment,
+        inputMovies=output_pointer(imported, "outputMovies"),
+        useAlignToSum=False,
+        sumFrame0=2,
+        sumFrameN=5,
+        doSaveMovie=True,
+        doComputePSD=False,
+        doLocalAlignment=False,
+        useGpu=False,
+    )
+    assert run.isFinished(), log_of(run)
+    for movie in run.outputMovies.iterItems():
+        assert movie.getFramesRange().getRange() == (2, 5)
+        assert movie.getAlignment().getRange() == (2, 5)
+        assert movie.getAlignment().getShifts() == ([0.0] * 4, [0.0] * 4)
+        with mrcfile.open(movie.getFileName()) as file:
+            assert file.data.shape == (4, SIZE, SIZE)

@@ -7,6 +7,7 @@ import sys
 
 import numpy as np
 import scipy.fft
+import scipy.linalg
 
 
 def array_module(*arrays):
@@ -43,6 +44,19 @@ def fft_module(*arrays):
     import cupyx.scipy.fft
 
     return cupyx.scipy.fft
+
+
+def solve_positive(matrices, right):
+    """Solutions (..., n) of systems with symmetric positive definite `matrices` (..., n, n), in float64."""
+    if array_module(matrices) is np:
+        shape = np.broadcast_shapes(matrices.shape[:-1], right.shape)
+        out = np.empty(shape)
+        for index in np.ndindex(shape[:-1]):
+            out[index] = scipy.linalg.solve(matrices[index], right[index], assume_a="pos", check_finite=False)
+        return out
+    import cupyx.lapack
+
+    return cupyx.lapack.posv(matrices, right)
 
 
 def cpu_count() -> int:

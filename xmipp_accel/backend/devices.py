@@ -51,6 +51,24 @@ class Device:
         with self.activate():
             return self.xp.asarray(array, dtype=dtype)
 
+    def host_buffer(self, shape, dtype):
+        """Empty array on the host, from which copies to this device are fastest."""
+        if self.kind == "cpu":
+            return np.empty(shape, dtype)
+        import cupyx
+
+        return cupyx.empty_pinned(shape, dtype)
+
+    def upload(self, buffer):
+        """Copy a :meth:`host_buffer` to this device and wait for it; on the CPU it is the array itself."""
+        if self.kind == "cpu":
+            return buffer
+        with self.activate():
+            array = self.xp.empty(buffer.shape, buffer.dtype)
+            array.set(buffer)
+            self.xp.cuda.get_current_stream().synchronize()
+        return array
+
     def free_memory(self) -> int:
         """Bytes that can still be allocated."""
         if self.kind == "cpu":

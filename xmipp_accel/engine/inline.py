@@ -39,6 +39,7 @@ def align_movies(
     defects=None,
     frame_groups=None,
     report: Callable[[MovieOutcome], None] = lambda outcome: None,
+    alignments: Path | None = None,
 ) -> list[MovieOutcome]:
     """Align movies one after the other on one device.
 
@@ -53,6 +54,8 @@ def align_movies(
         As for :class:`MovieAlignmentExecutor`.
     report : callable
         Called with each outcome as soon as it is known.
+    alignments : path, optional
+        Folder with the results of an earlier run; the motion of each movie is taken from its JSON file there.
 
     Returns
     -------
@@ -63,8 +66,10 @@ def align_movies(
     used: set[str] = set()
     for movie in map(Path, movies):
         name = _unique_name(movie.stem, used)
+        alignment = alignments and alignments / f"{name}.json"
         try:
-            outcome = MovieOutcome(movie, result=executor.process(movie, output_folder, name=name))
+            result = executor.process(movie, output_folder, name=name, alignment=alignment)
+            outcome = MovieOutcome(movie, result=result)
         except XmippAccelError as error:
             outcome = MovieOutcome(movie, error=str(error))
         report(outcome)

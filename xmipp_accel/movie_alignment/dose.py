@@ -28,9 +28,6 @@ def accumulated(exposures):
 class DoseWeights:
     """Weights ``exp(-D / (2 Ne))`` of frames on the half plane of an image.
 
-    A frame is a sum of electrons: its signal and the variance of its noise grow with its own exposure, so that
-    the decay alone is the best weight for frames of any exposures.
-
     Parameters
     ----------
     shape : (int, int)
@@ -38,37 +35,21 @@ class DoseWeights:
     sampling_rate : float
         A/px.
     received : ndarray, shape (n,)
-        Exposure that the specimen has received at each frame that will be summed, e/A^2, as from
-        :func:`accumulated`; only differences matter after :meth:`restoration`.
-    exposures : ndarray, shape (n,)
-        Of each of these frames by itself, e/A^2.
+        By the specimen up to each frame, e/A^2, as from :func:`accumulated`; only differences matter in a
+        :class:`xmipp_accel.movie_alignment.averages.WeightedMean`.
     voltage : float
         kV.
     xp : module
         `numpy` or `cupy`.
     """
 
-    def __init__(self, shape, sampling_rate, received, exposures, voltage, xp):
+    def __init__(self, shape, sampling_rate, received, voltage, xp):
         fy, fx = np.fft.fftfreq(shape[0], sampling_rate), np.fft.rfftfreq(shape[1], sampling_rate)
         rate = -0.5 / critical_exposure(np.hypot(fy[:, None], fx[None]), voltage)
         self._rate = xp.asarray(rate.astype(np.float32))
-        self._received = np.asarray(received, dtype=np.float64) - received[0]
-        self._exposures = np.asarray(exposures, dtype=np.float64)
+        self._received = np.asarray(received, dtype=np.float64)
         self._xp = xp
 
     def weight(self, k):
         """Weight of frame `k`, float32 of shape (ny, nx // 2 + 1)."""
         return self._xp.exp(self._rate * self._xp.float32(self._received[k]))
-
-    def restoration(self):
-        """Factor for the weighted sum that gives noise the power that the plain mean has.
-
-        With weights w of frames with exposures e, the noise of the weighted sum has the power ``sum(w**2 e)`` and
-        that of the mean of n frames ``sum(e) / n**2``.
-        """
-        square = self._xp.zeros_like(self._rate)
-        for k, exposure in enumerate(self._exposures):
-            square += self.weight(k) ** 2 * self._xp.float32(exposure)
-        floor = self._xp.float32(1e-30)
-        total = self._xp.float32(self._exposures.sum())
-        return self._xp.sqrt(total / self._xp.maximum(square, floor)) / len(self._exposures)

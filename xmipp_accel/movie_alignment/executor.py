@@ -14,20 +14,33 @@ from xmipp_accel.backend import CPU
 from xmipp_accel.errors import InputFileError, ParameterError, ProcessingError
 from xmipp_accel.io.frame_groups import read_frame_groups
 from xmipp_accel.io.gains import divides, read_dark, read_defects, read_gain
-from xmipp_accel.io.images import write_image, write_stack
+from xmipp_accel.io.images import stack_writer, write_image
 from xmipp_accel.io.movies import open_movie
 from xmipp_accel.io.publish import write_json
 from xmipp_accel.movie_alignment import metadata, quality
 from xmipp_accel.movie_alignment.correct import MotionCorrector, binned_shape, corrected_averages
 from xmipp_accel.movie_alignment.gain_check import GainCheck, check_gain
+from xmipp_accel.movie_alignment.magnification import Magnification
 from xmipp_accel.movie_alignment.motion import find_motion
 from xmipp_accel.movie_alignment.prepare import PreparedMovie, blank_frames, non_finite_pixels, outlier_pixels
+from xmipp_accel.movie_alignment.reapply import saved_motion
 from xmipp_accel.movie_alignment.result import MovieAlignmentResult
 
 logger = logging.getLogger(__name__)
 
 STEPS = 4
-SUFFIXES = {"unweighted": ".mrc", "dose_weighted": "_DW.mrc", "even": "_EVN.mrc", "odd": "_ODD.mrc"}
+SUFFIXES = {
+    "unweighted": ".mrc",
+    "dose_weighted": "_DW.mrc",
+    "even": "_EVN.mrc",
+    "odd": "_ODD.mrc",
+    "dose_weighted_even": "_DW_EVN.mrc",
+    "dose_weighted_odd": "_DW_ODD.mrc",
+    "initial": "_initial.mrc",
+    "aligned_movie": "_aligned.mrcs",
+    "power_spectrum": "_psd.mrc",
+    "power_spectrum_initial": "_psd_initial.mrc",
+}
 
 
 class MovieAlignmentExecutor:
@@ -57,13 +70,15 @@ class MovieAlignmentExecutor:
         self._references = {}
         self._gain_check: GainCheck | None = None
 
-    def process(self, movie_path, output_folder, name=None, progress=None):
+    def process(self, movie_path, output_folder, name=None, progress=None, alignment=None):
         """Align one movie and write its outputs.
 
         The averages are means, not sums: ``<name>.mrc`` without and ``<name>_DW.mrc`` with dose weighting,
-        ``<name>_EVN.mrc`` and ``<name>_ODD.mrc`` of the frames with even and odd numbers counted from 1,
-        ``<name>_aligned.mrcs``, ``<name>_psd.mrc``, the motion as ``<name>.xmd`` (Xmipp) and ``<name>.star``
-        (RELION), and ``<name>.json``, last of all.
+        ``<name>_EVN.mrc`` and ``<name>_ODD.mrc`` of the frames with even and odd numbers counted from 1, and
+        ``<name>_DW_EVN.mrc`` and ``<name>_DW_ODD.mrc`` of these with dose weighting, ``<name>_initial.mrc`` of the
+        frames before alignment. Further the corrected frames as ``<name>_aligned.mrcs``, power spectra as
+        ``<name>_psd.mrc`` and, before alignment, ``<name>_psd_initial.mrc``, the motion as ``<name>.xmd`` (Xmipp)
+        and ``<name>.star`` (RELION), and ``<name>.json``, last of all.
 
         Parameters
         ----------
@@ -74,6 +89,8 @@ class MovieAlignmentExecutor:
             Stem of the outputs; the movie's own stem otherwise.
         progress : callable, optional
             Called as ``progress(done, total)`` with numbers of steps.
+        alignment : path, optional
+            The ``.json`` or ``.xmd`` of an earlier alignment of this movie, applied instead of measuring one.
 
         Returns
         -------
@@ -82,7 +99,7 @@ class MovieAlignmentExecutor:
         Raises
         ------
         InputFileError
-            The movie or one of the references cannot be used.
+            The movie or one of the references cannot be used, or `alignment` is of other frames.
         ParameterError
             The parameters do not fit this movie.
         ProcessingError
@@ -90,7 +107,7 @@ class MovieAlignmentExecutor:
             aligned gives a result with the status ``"not aligned"`` and the averages of its frames as they are.
         """
         with self.device.activate():
-            return _Run(self, Path(movie_path), Path(output_folder), name, progress).result()
+            return _Run(self, Path(movie_path), Path(output_folder), name, progress, alignment).result()
 
     def references(self, shape, is_eer=False):
         """Gain and dark on the device, each or None, and defects on the host, for frames of this shape."""
@@ -147,11 +164,11 @@ class MovieAlignmentExecutor:
 class _Run:
     """One movie's way through the executor."""
 
-    def __init__(self, executor, movie_path, folder, name, progress):
+    def __init__(self, executor, movie_path, folder, name, progress, alignment):
         self.executor, self.parameters, self.device = executor, executor.parameters, executor.device
         self.path, self.folder = movie_path, folder
         self.name = name or movie_path.stem
-        self.progress = progress
+        self.progress, self.alignment = progress, alignment
         self.timings = {}
 
     @contextlib.contextmanager
@@ -169,10 +186,9 @@ class _Run:
         with self._stage("align", 2):
             valid = [t for t in range(movie.shape[0]) if t not in set(blank)]
             self.gain_numbers, self.gain_warning = self.executor.check_gain(movie, valid, self.is_eer)
-            motion = find_motion(movie, valid, self.parameters, self.sampling_rate)
-            motion = motion.relative_to_reference()
+            motion = self._motion(movie, valid)
         with self._stage("correct", 3):
-            averages = self._averages(movie, valid, motion)
+            averages = self._averages(movie, blank, motion)
         with self._stage("write", 4):
             result = self._write(movie, blank, motion, averages)
         write_json(self.folder / f"{self.name}.json", result.to_json())
@@ -202,6 +218,11 @@ class _Run:
             raise ProcessingError(f"{self.path}: none of its {len(blank)} frames has any contrast")
         return movie, blank
 
+    def _motion(self, movie, valid):
+        if self.alignment is not None:
+            return saved_motion(self.alignment, self.n_frames, self.first, self.last, movie.shape[1:])
+        return find_motion(movie, valid, self.parameters, self.sampling_rate).relative_to_reference()
+
     def _range(self, first, last, lowest, highest):
         if first > highest or (last or highest) > highest or first > (last or highest):
             found = f"frames {first} to {last or 'the last'}"
@@ -224,27 +245,51 @@ class _Run:
         except ProcessingError as error:
             raise ProcessingError(f"{self.path}: {error}") from error
 
-    def _averages(self, movie, valid, motion):
-        corrector = MotionCorrector(motion.shifts, motion.control_points, movie.shape[1:])
-        frames = [t for t in valid if self.sum_first <= t + self.first <= self.sum_last]
-        if not frames:
+    def _averages(self, movie, blank, motion):
+        p, shape = self.parameters, movie.shape[1:]
+        frames = range(self.sum_first - self.first, self.sum_last - self.first + 1)
+        if set(frames) <= set(blank):
             raise ProcessingError(f"{self.path}: no frame to be summed has any contrast")
-        rate, exposures = self.sampling_rate, self._aligned_exposures()
-        return corrected_averages(movie, frames, corrector, self.parameters, rate, exposures, self.first - 1)
+        magnification = Magnification.from_parameters(p, shape)
+        corrector = MotionCorrector(motion.shifts, motion.control_points, shape, magnification)
+        exposures = self.exposures[self.first - 1 : self.last]
+        with self._aligned_movie(shape) as append:
+            return corrected_averages(
+                movie, frames, corrector, p, self.sampling_rate, exposures, self.first - 1, blank, append
+            )
 
-    def _aligned_exposures(self):
-        return self.exposures[self.first - 1 : self.last]
+    @contextlib.contextmanager
+    def _aligned_movie(self, shape):
+        """Function that appends a frame to the aligned movie; None if it is not wanted."""
+        if not self.parameters.save_aligned_movie:
+            yield None
+            return
+        with stack_writer(self._output("aligned_movie"), self._output_rate(shape), self._dtype) as append:
+            yield append
+
+    @property
+    def _dtype(self):
+        return np.float16 if self.parameters.float16 else np.float32
+
+    def _output(self, key):
+        return self.folder / f"{self.name}{SUFFIXES[key]}"
+
+    def _output_rate(self, shape):
+        return self.sampling_rate * shape[1] / binned_shape(shape, self.parameters.bin_factor)[1]
 
     def _write(self, movie, blank, motion, averages):
         p = self.parameters
         shape = int(movie.shape[1]), int(movie.shape[2])
-        out_rate = self.sampling_rate * shape[1] / binned_shape(shape, p.bin_factor)[1]
-        outputs = self._write_images(averages, out_rate)
+        images, frc = averages
+        out_rate = self._output_rate(shape)
+        outputs = self._write_images(images, out_rate)
         bad = np.argwhere(movie.bad)
         outputs |= {"xmd": f"{self.name}.xmd", "star": f"{self.name}.star"}
         numbers = dict(motion.quality, bad_pixels=float(len(bad)), blank_frames=float(len(blank)))
+        exposures = self.exposures[self.first - 1 : self.last]
+        received = p.pre_exposure + self.exposures[: self.first - 1].sum()
         numbers |= self.gain_numbers
-        numbers |= quality.motion_summary(motion.shifts, self.sampling_rate, self._aligned_exposures())
+        numbers |= frc | quality.motion_summary(motion.shifts, self.sampling_rate, exposures, received)
         result = MovieAlignmentResult(
             name=self.name, movie=os.path.abspath(self.path), status=motion.status,
             reason=self._reason(motion, blank), n_frames=self.n_frames, first_frame=self.first - 1, shape=shape,
@@ -253,6 +298,7 @@ class _Run:
             shifts=motion.shifts, shift_errors=motion.errors, control_points=motion.control_points,
             quality=numbers, outputs=outputs, timings=self.timings, parameters=p.to_dict(),
             exposures=self.exposures, group_sizes=self.group_sizes,
+            alignment="" if self.alignment is None else os.path.abspath(self.alignment),
         )  # fmt: skip
         numbers |= quality.local_summary(result.field, result.shifts, shape, result.n_aligned)
         metadata.write_xmd(self.folder / outputs["xmd"], result, blank)
@@ -267,22 +313,13 @@ class _Run:
         short = f"the movie has {self.n_frames} frames, not {wanted}" if wanted > self.n_frames else ""
         listed = ", ".join(str(t + self.first) for t in blank)
         left_out = f"frames without contrast left out: {listed}" if blank else ""
-        return "; ".join(filter(None, [motion.reason, short, left_out, self.gain_warning]))
+        # The reason of an alignment that is applied again may have told the same.
+        remarks = [text for text in (short, left_out, self.gain_warning) if text not in motion.reason]
+        return "; ".join(filter(None, [motion.reason, *remarks]))
 
-    def _write_images(self, averages, sampling_rate):
-        p = self.parameters
-        dtype = np.float16 if p.float16 else np.float32
-        wanted = {"unweighted": p.save_unweighted, "even": p.save_even_odd, "odd": p.save_even_odd}
-        outputs = {}
-        for key, suffix in SUFFIXES.items():
-            if key in averages and wanted.get(key, True):
-                outputs[key] = self.name + suffix
-                write_image(self.folder / outputs[key], averages[key], sampling_rate, dtype)
-        if "aligned_movie" in averages:
-            outputs["aligned_movie"] = f"{self.name}_aligned.mrcs"
-            write_stack(self.folder / outputs["aligned_movie"], averages["aligned_movie"], sampling_rate, dtype)
-        if p.save_power_spectrum:
-            outputs["power_spectrum"] = f"{self.name}_psd.mrc"
-            spectrum = quality.power_spectrum(averages["unweighted"])
-            write_image(self.folder / outputs["power_spectrum"], spectrum, sampling_rate)
-        return outputs
+    def _write_images(self, images, sampling_rate):
+        for key, image in images.items():
+            dtype = np.float32 if key.startswith("power_spectrum") else self._dtype
+            write_image(self._output(key), image, sampling_rate, dtype)
+        written = [*images, *(["aligned_movie"] if self.parameters.save_aligned_movie else [])]
+        return {key: self._output(key).name for key in written}

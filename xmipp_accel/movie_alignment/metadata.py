@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from xmipp_accel.errors import InputFileError
 from xmipp_accel.io.publish import atomic_path
 from xmipp_accel.io.tables import read_blocks, write_blocks
 from xmipp_accel.numerics import bspline
@@ -84,6 +85,9 @@ def read_xmd(path):
         ``control_points`` (nt, ny, nx, 2) of the total motion.
     """
     blocks = read_blocks(path)
+    for name, label in (("frameShifts", "shiftX"), ("frameShifts", "enabled"), ("referenceFrame", "ref")):
+        if label not in blocks.get(name, {}):
+            raise InputFileError(path, f"{label} in a block {name}", f"the blocks {', '.join(blocks)}")
     frames = blocks["frameShifts"]
     motion = {
         "shifts": np.stack([frames["shiftY"], frames["shiftX"]], axis=1).astype(np.float64),

@@ -41,6 +41,27 @@ class MovieAlignmentParameters(Parameters):
     sum_last_frame: int = parameter(0, "Last frame of the averages; 0 is the last aligned one", minimum=0)
     bin_factor: float = parameter(1.0, "The averages' pixels are this much larger (Fourier cropping)", minimum=1)
 
+    correct_in_frame_motion: bool = parameter(
+        False,
+        "Trust each frame less at frequencies that the motion during its own exposure blurred",
+        advanced=True,
+    )
+    mag_major: float = parameter(
+        1.0,
+        "The averages are stretched by this factor along the major axis, against anisotropic magnification",
+        minimum=0.5,
+        maximum=2.0,
+        advanced=True,
+    )
+    mag_minor: float = parameter(1.0, "Likewise across the major axis", minimum=0.5, maximum=2.0, advanced=True)
+    mag_angle: float = parameter(
+        0.0,
+        "Direction of the major axis, from x towards y: counter-clockwise where the first row is at the bottom, as"
+        " MRC files are shown; MotionCor's -Mag A B C is a factor of A / B along the major axis at the angle -C",
+        unit="degrees",
+        advanced=True,
+    )
+
     max_resolution: float = parameter(
         0.0,
         "Low-pass of the correlations, with half amplitude at this resolution (Xmipp's maxResForCorrelation);"
@@ -108,9 +129,15 @@ class MovieAlignmentParameters(Parameters):
 
     save_unweighted: bool = parameter(True, "Write the average without dose weighting")
     save_dose_weighted: bool = parameter(True, "Write the dose-weighted average, when the dose is known")
-    save_even_odd: bool = parameter(False, "Write the averages of the even and of the odd frames, for denoising")
+    save_even_odd: bool = parameter(
+        False,
+        "Write the averages of the even and of the odd frames, for denoising; with a dose, weighted ones too",
+    )
+    save_initial_average: bool = parameter(False, "Write the average of the frames before their alignment")
     save_aligned_movie: bool = parameter(False, "Write the corrected frames")
-    save_power_spectrum: bool = parameter(False, "Write the power spectrum of the average")
+    save_power_spectrum: bool = parameter(
+        False, "Write the power spectra of the averages with and without alignment"
+    )
     float16: bool = parameter(False, "Write the averages as 16-bit floating point numbers (MRC mode 12)")
 
     def __post_init__(self):

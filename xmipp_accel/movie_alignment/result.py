@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from xmipp_accel.errors import InputFileError
 from xmipp_accel.io.publish import read_json
 from xmipp_accel.numerics import bspline
 
@@ -49,7 +50,8 @@ class MovieAlignmentResult:
         See :mod:`xmipp_accel.movie_alignment.quality`.
     outputs : dict of str to str
         Paths relative to the result's folder: ``unweighted``, ``dose_weighted``, ``even``, ``odd``,
-        ``aligned_movie``, ``power_spectrum``, ``xmd``, ``star``.
+        ``dose_weighted_even``, ``dose_weighted_odd``, ``initial``, ``aligned_movie``, ``power_spectrum``,
+        ``power_spectrum_initial``, ``xmd``, ``star``.
     timings : dict of str to float
         Seconds of each stage.
     parameters : dict
@@ -58,6 +60,8 @@ class MovieAlignmentResult:
         Of each of the movie's frames, e/A^2; zeros if unknown.
     group_sizes : tuple of int
         How many frames of the file each of the movie's frames is the sum of.
+    alignment : str
+        Path of the earlier alignment that was applied; empty if the motion was measured.
     """
 
     name: str
@@ -79,6 +83,7 @@ class MovieAlignmentResult:
     parameters: dict[str, Any]
     exposures: np.ndarray
     group_sizes: tuple[int, ...]
+    alignment: str = ""
 
     @property
     def n_aligned(self) -> int:
@@ -91,7 +96,7 @@ class MovieAlignmentResult:
         Parameters
         ----------
         y, x : array_like
-            Position in the average, px of the movie.
+            Position in the average without stretch, px of the movie.
         t : array_like of int
             Aligned frame, counted from 0. All three broadcast against each other.
 
@@ -133,6 +138,11 @@ class MovieAlignmentResult:
     def from_json(cls, source):
         """Build from the path of a JSON file, or from what it holds."""
         values = dict(read_json(source) if isinstance(source, (str, os.PathLike)) else source)
+        known = {field.name for field in dataclasses.fields(cls)}
+        wrong = sorted((known - {"alignment"}) - values.keys() | values.keys() - known)
+        if wrong:
+            found = f"{wrong[0]} where it does not belong" if wrong[0] in values else f"no {wrong[0]}"
+            raise InputFileError(source, "the result of a movie alignment", found)
         for key in ("shifts", "shift_errors"):
             values[key] = np.asarray(values[key], dtype=np.float64).reshape(-1, 2)
         points = np.asarray(values["control_points"], dtype=np.float64)
