@@ -120,7 +120,7 @@ def test_motion_within_frames(device, dose):
     corrector = MotionCorrector(-path.mean(axis=1), NO_POINTS, shape)
     found = {}
     for wanted in (True, False):
-        parameters = MovieAlignmentParameters(correct_in_frame_motion=wanted, dose_per_frame=dose)
+        parameters = MovieAlignmentParameters(correct_in_frame_motion=wanted)
         images, _ = corrected_averages(movie, range(n), corrector, parameters, 1.0, np.full(n, dose))
         key = "dose_weighted" if dose else "unweighted"
         found[wanted] = [correlation(images[key], scene, *ring) for ring in ((0.02, 0.08), (0.2, 0.5))]

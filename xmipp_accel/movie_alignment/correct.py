@@ -173,12 +173,13 @@ def corrected_averages(
     """
     xp, shape = movie.xp, movie.shape[1:]
     initial, plain, weighted = Halves(), Halves(), Halves()
+    noise = exposures if exposures.any() else np.ones(len(exposures))
     dose = None
-    if np.any(exposures) and parameters.save_dose_weighted:
+    if exposures.any() and parameters.save_dose_weighted:
         # What all frames have received before cancels, since the noise keeps its power; so does the pre-exposure.
-        received = accumulated(exposures)[list(frames)]
-        dose = DoseWeights(shape, sampling_rate, received - received[0], parameters.voltage, xp)
-    for k, t in enumerate(frames):
+        received = accumulated(exposures)
+        dose = DoseWeights(shape, sampling_rate, received - received[frames[0]], parameters.voltage, xp)
+    for t in frames:
         frame, index = movie.frame(t), first_frame + t
         if t not in blank:
             initial.add(index, frame)  # before the correction, which may overwrite its border
@@ -187,15 +188,13 @@ def corrected_averages(
             on_corrected(to_host(_binned(corrected, shape, parameters.bin_factor)))
         if t in blank:
             continue
-        noise = exposures[t] if dose is not None else 1.0
         weight = corrector.in_frame_weight(t, xp) if parameters.correct_in_frame_motion else None
         if weight is not None or dose is not None:
             corrected = half_plane(corrected)
-        plain.add(index, corrected, weight, noise)
+        plain.add(index, corrected, weight, noise[t])
         if dose is not None:
-            by_dose = dose.weight(k)
-            amplitude = by_dose if weight is None else weight * by_dose
-            weighted.add(index, corrected, amplitude, noise)
+            by_dose = dose.weight(t)
+            weighted.add(index, corrected, by_dose if weight is None else weight * by_dose, noise[t])
     images = _images(plain, weighted, initial, shape, parameters)
     return images, quality.even_odd_frc(plain, initial, shape, sampling_rate)
 

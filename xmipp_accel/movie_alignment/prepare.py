@@ -111,21 +111,28 @@ def outlier_pixels(average, bad, sigma):
     """
     xp = array_module(average)
     good = ~xp.asarray(bad)
-    hot = xp.abs(_deviations(average, good)) > sigma
-    dead = _deviations(xp.sqrt(xp.maximum(average, 0)), good) < -sigma
+    around = _middle_of_neighbours(average)
+    hot = xp.abs(_in_deviations(average - around, good)) > sigma
+    roots = [xp.sqrt(xp.maximum(image, 0)) for image in (average, around)]
+    dead = _in_deviations(roots[0] - roots[1], good) < -sigma
     found = to_host((hot | dead) & good)
     return found if found.mean() <= MAX_OUTLIER_FRACTION else np.zeros_like(found)
 
 
-def _deviations(image, good):
-    """Differences from the neighbours in robust standard deviations of those of good pixels; 0 without any."""
+def _middle_of_neighbours(image):
+    """Mean of the middle two of each pixel's four neighbours."""
     xp = array_module(image)
     padded = xp.pad(image, 1, mode="reflect")
     neighbours = (padded[:-2, 1:-1], padded[2:, 1:-1], padded[1:-1, :-2], padded[1:-1, 2:])
     low = high = total = neighbours[0]
     for neighbour in neighbours[1:]:
         low, high, total = xp.minimum(low, neighbour), xp.maximum(high, neighbour), total + neighbour
-    difference = image - 0.5 * (total - low - high)
+    return 0.5 * (total - low - high)
+
+
+def _in_deviations(difference, good):
+    """Divide by the robust standard deviation of the good pixels; 0 if they have none."""
+    xp = array_module(difference)
     sample = difference[good][:: max(1, difference.size // 1_000_000)]
     deviation = 1.4826 * float(xp.median(xp.abs(sample - xp.median(sample))))
     return difference / xp.float32(deviation) if deviation > 0 else xp.zeros_like(difference)
