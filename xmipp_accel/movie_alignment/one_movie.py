@@ -68,7 +68,7 @@ class OneMovie:
                     motion = self._motion(movie, blank)
                 with self._stage("correct", 3):
                     images, frc = self._averages(movie, blank, motion)
-            bad, shape = np.argwhere(movie.bad), tuple(int(length) for length in movie.shape[1:])
+            bad, shape = movie.bad_positions, tuple(int(length) for length in movie.shape[1:])
             del raw, movie
         with self._stage("write", 4):
             result = self._write(images, motion, blank, bad, shape, frc)
@@ -120,8 +120,7 @@ class OneMovie:
         try:
             movie.repair(bad)
             if p.hot_pixel_sigma > 0:
-                average = movie.mean_frame(range(movie.shape[0]))
-                movie.repair(bad | outlier_pixels(average, bad, p.hot_pixel_sigma))
+                movie.repair(bad | outlier_pixels(movie.mean_frame(), bad, p.hot_pixel_sigma))
         except ProcessingError as error:
             raise ProcessingError(f"{self.path}: {error}") from error
 
