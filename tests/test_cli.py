@@ -18,6 +18,7 @@ def _help(capsys, *arguments):
     ("command", "parts"),
     [
         ("movies", ["--max-shift", "[A] (default: 50.0)", "--gain ", "--device"]),
+        ("tracks", ["coordinates", "--output", "STAR file"]),
         ("align", ["--keep-best", "(default: 1)", "[degrees]", "--device"]),
         ("classify", ["--number-of-classes", "--iterations", "--initial-references", "--device"]),
         ("reconstruct", ["--symmetry", "(default: c1)", "--name", "--device"]),

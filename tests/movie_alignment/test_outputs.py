@@ -11,6 +11,7 @@ from tests.movie_alignment.test_executor import Movie
 from xmipp_accel.backend import to_host
 from xmipp_accel.io.images import read_image, read_stack, write_stack
 from xmipp_accel.io.movies import open_movie
+from xmipp_accel.io.tables import read_blocks
 from xmipp_accel.movie_alignment import MovieAlignmentExecutor, MovieAlignmentParameters, quality
 from xmipp_accel.movie_alignment.averages import Halves
 
@@ -104,6 +105,14 @@ def test_power_spectrum(device, shape, size):
     image = np.random.default_rng(0).normal(3, 1, shape).astype(np.float32)
     found = to_host(quality.power_spectrum(device.asarray(image), size))
     np.testing.assert_allclose(found, spectrum_oracle(image, min(size, *shape)), rtol=1e-3, atol=1e-4)
+
+
+def test_polishing_finds_the_references_from_anywhere(small, monkeypatch):
+    monkeypatch.chdir(small.folder)
+    result = small.align(gain=small.gain.name, local_alignment=False)
+    general = read_blocks(small.out / result.outputs["star"])["general"]
+    assert general["rlnMicrographGainName"] == [str(small.gain)]
+    assert "rlnMicrographDefectFile" not in general
 
 
 # --- how the averages are formed

@@ -104,18 +104,27 @@ def test_files_that_are_no_alignment_are_refused(tmp_path):
         assert name in str(caught.value)
 
 
-def test_the_motion_that_flexalign_wrote(tmp_path):
+def flexalign_field(points, t, y, x, lengths):
+    """FlexAlign's sum over control points -1 to l - 2 at distances h = length / (l - 3), or length for l = 3."""
+    bases = []
+    for position, length, count in zip((t, y, x), lengths, points.shape[:3]):
+        h = length / max(1, count - 3)
+        bases.append(bspline.cubic_bspline(np.ravel(position)[:, None] / h - np.arange(-1, count - 1)))
+    return np.einsum("pi,pj,pk,ijkc->pc", *bases, points).reshape((*t.shape, 2))
+
+
+@pytest.mark.parametrize("counts", [(5, 4, 6), (5, 3, 3), (3, 5, 4)])
+def test_the_motion_that_flexalign_wrote(tmp_path, counts):
     """Its spline has fewer control points in time than there are frames, and differs from the frames' shifts."""
     rng = np.random.default_rng(0)
     result = example(first=0)
     object.__setattr__(result, "n_frames", 7)
     write_xmd(tmp_path / "m.xmd", result)
-    text = (tmp_path / "m.xmd").read_text()
-    points = rng.normal(size=(5, 4, 6, 2))
-    lines = text.splitlines()
-    row = next(k for k, line in enumerate(lines) if line.startswith(" ' "))
-    vectors = [(6, 4), points[..., 1].ravel(), points[..., 0].ravel(), (6, 4, 5)]
+    points = rng.normal(size=(*counts, 2))
+    vectors = [counts[:0:-1], points[..., 1].ravel(), points[..., 0].ravel(), counts[::-1]]
     quoted = ["' " + " ".join(f"{v:.17g}" for v in vector) + " '" for vector in vectors]
+    lines = (tmp_path / "m.xmd").read_text().splitlines()
+    row = next(k for k, line in enumerate(lines) if line.startswith(" ' "))
     lines[row] = f" {quoted[0]} {quoted[1]} {quoted[2]} 0 0 {quoted[3]}"
     (tmp_path / "m.xmd").write_text("\n".join(lines) + "\n")
     motion = saved_motion(tmp_path / "m.xmd", 7, 1, 7, (200, 300))
@@ -123,7 +132,7 @@ def test_the_motion_that_flexalign_wrote(tmp_path):
     object.__setattr__(applied, "shifts", motion.shifts)
     object.__setattr__(applied, "control_points", motion.control_points)
     t, y, x = np.meshgrid(np.arange(7), np.linspace(0, 199, 4), np.linspace(0, 299, 5), indexing="ij")
-    expected = bspline.evaluate(points, t, y, x, (7.0, 200.0, 300.0))
+    expected = flexalign_field(points, t, y, x, (7.0, 200.0, 300.0))
     np.testing.assert_allclose(applied.field(y, x, t), expected, atol=1e-6)
 
 

@@ -221,28 +221,40 @@ def section_writer(path, sampling_rate, *, volume):
         needs one section at least.
     """
     with atomic_path(path) as temporary, open(temporary, "wb") as file:
-        file.write(bytes(HEADER_BYTES))
-        statistics = _Statistics()
-        shape, dtype = [0, 0, 0], np.dtype("f4")
-
-        def append(sections):
-            nonlocal dtype
-            if shape[0] and (list(sections.shape[1:]) != shape[1:] or sections.dtype != dtype):
-                expected = f"sections of {shape[1]} x {shape[2]} pixels, {dtype}"
-                raise ParameterError(f"{path}: expected {expected}, found {sections.shape[1:]}, {sections.dtype}")
-            if sections.dtype.name not in WRITTEN_MODES:
-                names = ", ".join(WRITTEN_MODES)
-                raise ParameterError(f"{path}: expected one of {names}, found {sections.dtype}")
-            shape[:], dtype = [shape[0] + len(sections), *sections.shape[1:]], sections.dtype
-            statistics.add(sections)
-            pixels = np.ascontiguousarray(sections).astype(dtype.newbyteorder("<"), copy=False)
-            file.write(pixels.data)
-
-        yield append
-        if not shape[0]:
-            raise ParameterError(f"{path}: expected at least one section, found none")
+        sections = _Sections(path, file)
+        yield sections.append
         file.seek(0)
-        file.write(_header_bytes(shape, WRITTEN_MODES[dtype.name], sampling_rate, volume, statistics))
+        file.write(sections.header(sampling_rate, volume))
+
+
+class _Sections:
+    """Sections on their way into an open file, behind the place of the header."""
+
+    def __init__(self, path, file):
+        self.path, self.file = path, file
+        self.count, self.kind = 0, None
+        self.statistics = _Statistics()
+        file.write(bytes(HEADER_BYTES))
+
+    def append(self, sections):
+        kind = sections.shape[1:], sections.dtype
+        if sections.dtype.name not in WRITTEN_MODES:
+            raise ParameterError(
+                f"{self.path}: expected one of {', '.join(WRITTEN_MODES)}, found {sections.dtype}"
+            )
+        if self.kind not in (None, kind):
+            raise ParameterError(f"{self.path}: expected sections as before, {self.kind}, found {kind}")
+        self.kind, self.count = kind, self.count + len(sections)
+        self.statistics.add(sections)
+        pixels = np.ascontiguousarray(sections).astype(sections.dtype.newbyteorder("<"), copy=False)
+        self.file.write(pixels.data)
+
+    def header(self, sampling_rate, volume) -> bytes:
+        if self.kind is None:
+            raise ParameterError(f"{self.path}: expected at least one section, found none")
+        (rows, columns), dtype = self.kind
+        shape = self.count, rows, columns
+        return _header_bytes(shape, WRITTEN_MODES[dtype.name], sampling_rate, volume, self.statistics)
 
 
 class _Statistics:

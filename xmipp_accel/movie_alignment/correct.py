@@ -113,25 +113,16 @@ class MotionCorrector:
         y, x = (np.clip(seen[..., axis].ravel(), 0, self.shape[axis]) for axis in (0, 1))
         return whole + bspline.evaluate_frames(control_points, frames, y, x, lengths).reshape(whole.shape)
 
-    def image(self, frame, t):
-        """Corrected frame in real space."""
+    def corrected(self, frame, t):
+        """Frame `t` corrected, as an image if it is interpolated, else as its half-plane transform."""
         if self.interpolates:
             return warp(frame, self._grid[t].astype(np.float32))
-        return fft_module(frame).irfft2(self.spectrum(frame, t), s=self.shape)
-
-    def spectrum(self, frame, t):
-        """Its Fourier transform."""
-        if self.interpolates:
-            return fft_module(frame).rfft2(self.image(frame, t))
         return translate_spectrum(frame, self.shifts[t])
 
-    def corrected(self, frame, t):
-        """The frame in the space that it is corrected in: an image where it is warped, else its transform."""
-        return self.image(frame, t) if self.interpolates else self.spectrum(frame, t)
-
     def in_frame_weight(self, t, xp):
-        """What the motion during frame `t` leaves of each frequency, by half its way from the frame before to the
-        frame behind, on the average over the field of view.
+        """Amplitude (ny, nx // 2 + 1) that the motion during frame `t` leaves.
+
+        It is taken for half the way from the frame before to the frame behind, averaged over the field of view.
         """
         before, behind = max(t - 1, 0), min(t + 1, len(self._path) - 1)
         motion = (self._path[behind] - self._path[before]) / max(1, behind - before)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import threading
 from pathlib import Path
 
@@ -142,5 +143,5 @@ class MovieAlignmentExecutor:
 
     @property
     def reference_paths(self):
-        """Paths of the gain and the defects as text, empty where there is none."""
-        return str(self._gain or ""), str(self._defects or "")
+        """Absolute paths of the gain and the defects as text, empty where there is none."""
+        return tuple(os.path.abspath(path) if path else "" for path in (self._gain, self._defects))

@@ -95,6 +95,8 @@ def _local_part(total, shifts):
     It needs a control point for each frame and three more to take the shifts away exactly.
     """
     n = len(shifts)
+    # FlexAlign's three control points along an axis are the first of four, the last of which is zero.
+    total = np.pad(total, [(0, max(0, 4 - size)) for size in total.shape[:3]] + [(0, 0)])
     in_time = bspline.basis_matrix(np.arange(n), n, len(total))
     values = np.einsum("ni,iyxc->nyxc", in_time, total) - shifts[:, None, None]
     if np.abs(values).max() < NEGLIGIBLE:
