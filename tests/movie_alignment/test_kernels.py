@@ -57,9 +57,10 @@ def test_frames_against_others_equal_the_reference(device, shape):
     weighting = others.make_weighting(fy, fx, lambda radius: 1 / (1 + radius), device.xp)
     data = device.asarray(spectra)
     phases = others.moving_phases(shifts, fy, fx, device.xp)
-    total = others.aligned_sum(data, phases)
-    expected = reference_others.aligned_sum(spectra, shifts, fy, fx)
+    total, power = others.aligned_sum(data, phases)
+    expected, expected_power = reference_others.aligned_sum(spectra, shifts, fy, fx)
     np.testing.assert_allclose(to_host(total), expected, atol=1e-5 * abs(expected).max())
+    np.testing.assert_allclose(to_host(power), expected_power, rtol=1e-5)
     moments = to_host(others.correlation_moments(data, total, weighting, phases))
     values = to_host(weighting.values)
     expected = reference_others.correlation_moments(spectra, values, shifts, fy, fx)
@@ -83,7 +84,7 @@ def test_slopes_are_derivatives_of_the_correlation():
     shifts = rng.normal(size=(1, 3, 2))
     weighting = others.make_weighting(fy, fx, lambda radius: 1 - radius, np)
     phases = others.moving_phases(shifts, fy, fx, np)
-    total = others.aligned_sum(spectra, phases)
+    total, _ = others.aligned_sum(spectra, phases)
     found = others.slopes(others.correlation_moments(spectra, total, weighting, phases))
 
     def correlation(dy, dx):

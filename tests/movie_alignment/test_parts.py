@@ -204,7 +204,7 @@ def test_cross_validation_tells_motion_from_noise():
     truth = local_truth(grid.positions, times, lengths)
     noise = rng.normal(0, 0.1, truth.shape)
     information = np.full(truth.shape, 100.0)
-    stiffness, gain = model.choose_stiffness(truth + noise, information)
+    stiffness, gain = model.choose_stiffness(truth + noise, information, Stiffness(0.3, 0.3))
     assert gain > 0.5
     fitted = model.predict(model.fit(truth + noise, information, stiffness))
     centred = truth - truth.mean(axis=0)
@@ -212,7 +212,7 @@ def test_cross_validation_tells_motion_from_noise():
     assert (
         np.abs(model.predict(model.fit(truth + noise, information, Stiffness(1e-4, 1e-4))) - centred).max() > 0.1
     )
-    assert model.choose_stiffness(noise, information)[1] < 0.02
+    assert model.choose_stiffness(noise, information, Stiffness(0.3, 0.3))[1] < 0.02
 
 
 def test_one_bad_patch_is_discounted():

@@ -80,6 +80,8 @@ def align_locally(spectra, times, shape, whole, parameters, sampling_rate):
         stack = PatchStack(grid.images, grid.patches, grid.field(found))
         for resolution in rounds:
             found = grid.refine(stack, found, resolution)
+            if not resolution and found.gain < 0:  # another round would not find any local motion
+                return found
     return found
 
 
@@ -130,7 +132,7 @@ class _WorkingGrid:
         information = measured.information * factors[..., None]
         stiffness, gain = found.stiffness, found.gain
         if not resolution:
-            stiffness, gain = model.choose_stiffness(values, information)
+            stiffness, gain = model.choose_stiffness(values, information, stiffness)
         points = model.fit(values, information, stiffness)
         misfit = centred(values - model.predict(points), information)
         residual = xp.sqrt((information * misfit**2).sum() / xp.maximum(information.sum(), 1e-300))

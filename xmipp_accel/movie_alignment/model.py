@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 
 import numpy as np
 
@@ -110,8 +109,10 @@ class LocalModel:
         points = control_points.reshape(self.n_control[0], -1, 2)
         return self.xp.einsum("gt,ps,tsc->pgc", self.in_time, self.in_space, points, optimize=True)
 
-    def choose_stiffness(self, values, information):
+    def choose_stiffness(self, values, information, start):
         """Cross-validate over groups of frames, whose noise is independent; that of overlapping patches is not.
+
+        From `start`, neighbours in the table of stiffnesses are tried until none is better.
 
         Returns
         -------
@@ -123,18 +124,14 @@ class LocalModel:
         folds = [np.arange(k, self.n_times, FOLDS) for k in range(min(FOLDS, self.n_times))]
         matrices, right = self._normal(values, information, folds)
         kept = matrices.sum(axis=1, keepdims=True) - matrices, right.sum(axis=1, keepdims=True) - right
-        error_of = functools.partial(self._held_out_errors, values, information, folds, *kept)
-        best = Stiffness(STIFFNESSES[len(STIFFNESSES) // 2], STIFFNESSES[-1])
+        best = start
         errors: dict[Stiffness, float] = {}
-        for _ in range(3):  # coordinate by coordinate; the error is smooth enough for that
-            start = best
-            for axis in ("space", "time"):
-                trials = [dataclasses.replace(best, **{axis: value}) for value in STIFFNESSES]
-                new = [trial for trial in trials if trial not in errors]
-                if new:
-                    errors.update(zip(new, error_of(new)))
-                best = min(trials, key=errors.__getitem__)
-            if best == start:
+        while True:
+            trials = [best, *_neighbours(best)]
+            new = [trial for trial in trials if trial not in errors]
+            errors.update(zip(new, self._held_out_errors(values, information, folds, *kept, new)))
+            previous, best = best, min(trials, key=errors.__getitem__)
+            if best == previous:
                 break
         reference = float(_error(values, information))
         return best, 1.0 - errors[best] / reference if reference > 0 else 0.0
@@ -153,6 +150,17 @@ class LocalModel:
                 prediction[:, fold] = xp.moveaxis(motion, 0, -1).swapaxes(0, 1)
             errors.append(_error(values - prediction, information))
         return to_host(xp.stack(errors)).tolist()
+
+
+def _neighbours(stiffness):
+    """Stiffnesses one step away in space or in time."""
+    steps = []
+    for axis in ("space", "time"):
+        place = STIFFNESSES.index(getattr(stiffness, axis))
+        for other in (place - 1, place + 1):
+            if 0 <= other < len(STIFFNESSES):
+                steps.append(dataclasses.replace(stiffness, **{axis: STIFFNESSES[other]}))
+    return steps
 
 
 def _penalties(n_control):

@@ -105,7 +105,7 @@ class OneMovie:
     def _prepare(self, raw):
         gain, dark, bad = self.executor.references(tuple(raw.shape[1:]), self.is_eer)
         movie = PreparedMovie(raw, gain, dark)
-        self._repair(movie, bad | non_finite_pixels(raw))
+        self._repair(movie, bad | non_finite_pixels(raw) if raw.dtype.kind == "f" else bad)
         blank = blank_frames(movie)
         if len(blank) == movie.shape[0]:
             raise ProcessingError(f"{self.path}: none of its {len(blank)} frames has any contrast")

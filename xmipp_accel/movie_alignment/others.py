@@ -53,19 +53,18 @@ def moving_phases(shifts, fy, fx, xp):
 
 
 def aligned_sum(spectra, phases):
-    """Sums (b, ky, kx) of `spectra` (b, n, ky, kx) moved by `phases`, of :func:`moving_phases`."""
+    """Sums (b, ky, kx) of `spectra` (b, n, ky, kx), moved by :func:`moving_phases`, and sums of their power."""
     xp = array_module(spectra)
     n_sets, n, ky, kx = spectra.shape
-    columns = xp.full(ky, kx, dtype=xp.int32)
     if xp is np:
         from xmipp_accel.kernels.cpu.others import aligned_sum as cpu_sum
 
-        return cpu_sum(spectra, columns, *phases)
-    out = xp.empty((n_sets, ky, kx), dtype=xp.complex64)
+        return cpu_sum(spectra, *phases)
+    total, power = (xp.empty((n_sets, ky, kx), dtype=dtype) for dtype in (xp.complex64, xp.float32))
     blocks = (-(-kx // THREADS), ky, n_sets)
     sizes = [np.int32(s) for s in (n, ky, kx)]
-    cuda_kernel("others", "aligned_sum")(blocks, (THREADS,), (spectra, columns, *phases, out, *sizes))
-    return out
+    cuda_kernel("others", "aligned_sum")(blocks, (THREADS,), (spectra, *phases, total, power, *sizes))
+    return total, power
 
 
 def correlation_moments(spectra, total, weighting, phases):

@@ -184,9 +184,8 @@ def measure_patches(stack, field, groups, weight, reach):
     for places, spectra in stack.blocks():
         shifts = field[:, places].swapaxes(0, 1) + stack.offsets[places]
         phases = moving_phases(shifts, weighting.fy, weighting.fx, xp)
-        total = aligned_sum(spectra, phases)
-        power = (spectra.real**2 + spectra.imag**2).sum(axis=(0, 1))
-        spectrum.add((total.real**2 + total.imag**2).sum(axis=0), power, rings, len(places))
+        total, power = aligned_sum(spectra, phases)
+        spectrum.add((total.real**2 + total.imag**2).sum(axis=0), power.sum(axis=0), rings, len(places))
         found = correlation_moments(spectra, total, weighting, phases)
         frames += found.sum(axis=0)
         if len(groups) < n:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from xmipp_accel.backend import array_module, fft_module, to_host
+from xmipp_accel.backend import array_module, fft_module
 from xmipp_accel.movie_alignment.averages import half_plane
+from xmipp_accel.movie_alignment.spectra import ring_sums
 
 # RELION's division of the motion into early and late.
 EARLY_EXPOSURE = 4.0
@@ -96,7 +97,7 @@ def even_odd_frc(corrected, initial, shape, sampling_rate):
     if corrected.complete:
         xp = array_module(corrected.odd.total)
         ring = _ring_numbers(shape, n_rings, xp)
-        count = to_host(xp.bincount(ring, minlength=n_rings + 1))[:n_rings]
+        count = ring_sums(xp.ones(ring.shape, xp.float32), ring, n_rings + 1)[:n_rings]
         before, after = (_ring_correlation(halves, ring, n_rings) for halves in (initial, corrected))
     rings = band & (np.maximum(before, after) > SIGNIFICANCE / np.sqrt(2.0 * np.maximum(count, 1)))
     means = [float(curve[rings].mean()) if rings.any() else 0.0 for curve in (after, before)]
@@ -109,24 +110,22 @@ def even_odd_frc(corrected, initial, shape, sampling_rate):
 
 
 def _ring_numbers(shape, n_rings, xp):
-    """Ring of each coefficient of a flat half plane; `n_rings` for those beyond Nyquist and on the axes.
+    """Ring of each coefficient of a half plane, int32; `n_rings` for those beyond Nyquist and on the axes.
 
     The axes hold the jump at the frame's border and the lines of its readout, which all frames share.
     """
     fy, fx = (xp.asarray(f.astype(np.float32)) for f in (np.fft.fftfreq(shape[0]), np.fft.rfftfreq(shape[1])))
-    ring = (xp.hypot(fy[:, None], fx[None]) * xp.float32(2 * n_rings)).astype(xp.int64)
+    ring = (xp.hypot(fy[:, None], fx[None]) * xp.float32(2 * n_rings)).astype(xp.int32)
     ring[0], ring[:, 0] = n_rings, n_rings
-    return xp.minimum(ring, n_rings).ravel()
+    return xp.minimum(ring, n_rings)
 
 
 def _ring_correlation(halves, ring, n_rings):
     """Correlation (n_rings,) of the averages of even and of odd frames."""
     a, b = (half_plane(half.mean()) for half in (halves.even, halves.odd))
-    xp = array_module(a)
 
     def total(p, q):
-        products = p.real * q.real + p.imag * q.imag
-        return to_host(xp.bincount(ring, weights=products.ravel(), minlength=n_rings + 1))[:n_rings]
+        return ring_sums(p.real * q.real + p.imag * q.imag, ring, n_rings + 1)[:n_rings]
 
     cross, power = total(a, b), np.sqrt(total(a, a) * total(b, b))
     return np.divide(cross, power, out=np.zeros(n_rings), where=power > 0)

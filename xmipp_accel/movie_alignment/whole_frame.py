@@ -132,17 +132,16 @@ class AlignedFrames:
         self._spectra, xp = spectra, array_module(spectra.data)
         n = len(spectra.data)
         self._phases = moving_phases(shifts[None], spectra.fy, spectra.fx, xp)
-        self._total = aligned_sum(spectra.data[None], self._phases)
+        self._total, power_of_all = aligned_sum(spectra.data[None], self._phases)
         self.spectrum = SignalSpectrum(n, max(8, min(spectra.extent) // 16))
-        self.power = power or self._frame_power()
+        self.power = power or self._frame_power(power_of_all[0])
         rings, frame_power, count = self.power
         total = self._total[0]
         self.spectrum.add_rings(self.spectrum.sum_rings(total.real**2 + total.imag**2, rings), frame_power, count)
 
-    def _frame_power(self):
+    def _frame_power(self, power):
         """Ring of each frequency, and sums over rings of the frames' power and of the frequencies."""
         rings = self.spectrum.rings(self._spectra.radius)
-        power = sum(frame.real**2 + frame.imag**2 for frame in self._spectra.data)
         seen = (power > 0).astype(power.dtype)
         return rings, self.spectrum.sum_rings(power, rings), self.spectrum.sum_rings(seen, rings)
 

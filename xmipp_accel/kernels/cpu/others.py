@@ -10,17 +10,19 @@ ROWS = 64
 
 
 @numba.njit(parallel=True, fastmath=True, cache=True)
-def _sum(spectra, columns, ey, ex, out):
+def _sum(spectra, ey, ex, total, power):
     n_sets, n, ky, kx = spectra.shape
     for job in numba.prange(n_sets * ky):
         b, y = job // ky, job % ky
-        used = columns[y]
         for x in range(kx):
-            out[b, y, x] = 0
+            total[b, y, x] = 0
+            power[b, y, x] = 0
         for t in range(n):
             row = ey[b, t, y]
-            for x in range(used):
-                out[b, y, x] += spectra[b, t, y, x] * (row * ex[b, t, x])
+            for x in range(kx):
+                frame = spectra[b, t, y, x]
+                total[b, y, x] += frame * (row * ex[b, t, x])
+                power[b, y, x] += frame.real * frame.real + frame.imag * frame.imag
 
 
 @numba.njit(parallel=True, fastmath=True, cache=True)
@@ -60,25 +62,25 @@ def _moments(spectra, total, weights, columns, ey, ex, fy, fx, out):
         out[b, t, part] = g
 
 
-def aligned_sum(spectra, columns, ey, ex):
-    """Sums of moved frames.
+def aligned_sum(spectra, ey, ex):
+    """Sums of moved frames, and of their power.
 
     Parameters
     ----------
     spectra : ndarray of complex64, shape (b, n, ky, kx)
         Half-plane transforms of n frames, for b places.
-    columns : ndarray of int32, shape (ky,)
-        Leading columns of each row that are wanted; the others give zero.
     ey, ex : ndarray of complex64, shapes (b, n, ky) and (b, n, kx)
         Phases that move the frames.
 
     Returns
     -------
     ndarray of complex64, shape (b, ky, kx)
+    ndarray of float32, shape (b, ky, kx)
     """
-    out = np.empty((len(spectra), *spectra.shape[2:]), dtype=np.complex64)
-    _sum(spectra, columns, ey, ex, out)
-    return out
+    total = np.empty((len(spectra), *spectra.shape[2:]), dtype=np.complex64)
+    power = np.empty(total.shape, dtype=np.float32)
+    _sum(spectra, ey, ex, total, power)
+    return total, power
 
 
 def correlation_moments(spectra, total, weights, columns, ey, ex, fy, fx):
@@ -86,9 +88,11 @@ def correlation_moments(spectra, total, weights, columns, ey, ex, fy, fx):
 
     Parameters
     ----------
-    spectra, columns, ey, ex
-        As for :func:`aligned_sum`, whose result is `total`.
+    spectra, ey, ex
+        As for :func:`aligned_sum`, whose first result is `total`.
     weights : ndarray of float32, shape (ky, kx)
+    columns : ndarray of int32, shape (ky,)
+        Leading columns of each row that have any weight.
     fy, fx : ndarray of float32, shapes (ky,) and (kx,)
         Frequencies, cycles per px.
 

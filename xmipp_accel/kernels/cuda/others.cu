@@ -9,20 +9,23 @@ __device__ inline float2 product(float2 a, float2 b) {
 }
 
 // One thread for each frequency of each place.
-__global__ void aligned_sum(const float2 *spectra, const int *columns, const float2 *ey, const float2 *ex, float2 *out,
+__global__ void aligned_sum(const float2 *spectra, const float2 *ey, const float2 *ex, float2 *out, float *power,
                             int n, int ky, int kx) {
     const int x = blockIdx.x * blockDim.x + threadIdx.x;
     const int y = blockIdx.y;
     const long long b = blockIdx.z;
     if (x >= kx) return;
     float2 total = make_float2(0.0f, 0.0f);
-    if (x < columns[y])
-        for (long long t = b * n; t < (b + 1) * n; ++t) {
-            const float2 moved = product(spectra[(t * ky + y) * kx + x], product(ey[t * ky + y], ex[t * kx + x]));
-            total.x += moved.x;
-            total.y += moved.y;
-        }
+    float square = 0.0f;
+    for (long long t = b * n; t < (b + 1) * n; ++t) {
+        const float2 frame = spectra[(t * ky + y) * kx + x];
+        const float2 moved = product(frame, product(ey[t * ky + y], ex[t * kx + x]));
+        total.x += moved.x;
+        total.y += moved.y;
+        square += frame.x * frame.x + frame.y * frame.y;
+    }
     out[(b * ky + y) * kx + x] = total;
+    power[(b * ky + y) * kx + x] = square;
 }
 
 // One block for ROWS rows of one frame of one place; a warp takes a row at a time.

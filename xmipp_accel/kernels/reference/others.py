@@ -17,7 +17,8 @@ def moved_frames(spectra, shifts, fy, fx):
 
 def aligned_sum(spectra, shifts, fy, fx):
     """As `xmipp_accel.kernels.cpu.others.aligned_sum`, from shifts instead of phases."""
-    return moved_frames(spectra, shifts, fy, fx).sum(axis=1)
+    moved = moved_frames(spectra, shifts, fy, fx)
+    return moved.sum(axis=1), (abs(moved) ** 2).sum(axis=1)
 
 
 def correlation_moments(spectra, weights, shifts, fy, fx):
