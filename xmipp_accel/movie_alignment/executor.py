@@ -18,15 +18,16 @@ from xmipp_accel.movie_alignment.one_movie import OneMovie
 
 logger = logging.getLogger(__name__)
 
-# A GPU with this much free memory computes two movies at a time: the work of one fills the gaps of the other.
-MEMORY_FOR_TWO = 32 << 30
+# Movies whose frames are in memory at a time. A GPU computes one while the next is read; on the CPU, reading would
+# take cores from the computing, and the memory of another movie.
+IN_MEMORY = {"cpu": 1, "cuda": 2}
 
 
 class MovieAlignmentExecutor:
     """Aligns movies; long-lived, bound to one device.
 
-    :meth:`process` may be called from several threads, `IN_FLIGHT` of them at best: a GPU computes one or two
-    movies while others are read and written.
+    :meth:`process` may be called from several threads, `IN_FLIGHT` of them at best: one movie is computed while
+    others are read and written.
 
     Parameters
     ----------
@@ -44,16 +45,14 @@ class MovieAlignmentExecutor:
         The frame groups cannot be read.
     """
 
-    IN_FLIGHT = 6
+    IN_FLIGHT = 4
 
     def __init__(self, parameters, device=CPU, gain=None, dark=None, defects=None, frame_groups=None):
         self.parameters = parameters
         self.device = device
-        at_once = 2 if device.kind == "cuda" and device.free_memory() > MEMORY_FOR_TWO else 1
-        self.computing = ThreadPoolExecutor(at_once, "compute", device.make_current)
-        # On the CPU, reading ahead would take cores from the computing, and the memory of another movie.
-        self.in_memory = threading.BoundedSemaphore(at_once + (device.kind == "cuda"))
-        self._lock = threading.Lock()
+        # One thread computes, since CuPy keeps the plans of Fourier transforms, and their memory, for each thread.
+        self.computing = ThreadPoolExecutor(1, "compute", device.make_current)
+        self.in_memory = threading.BoundedSemaphore(IN_MEMORY[device.kind])
         self._gain, self._dark, self._defects = gain, dark, defects
         self.frame_groups = read_frame_groups(frame_groups) if frame_groups else None
         self._references = {}
@@ -100,11 +99,10 @@ class MovieAlignmentExecutor:
 
     def references(self, shape, is_eer=False):
         """Gain and dark on the device, each or None, and defects on the host, for frames of this shape."""
-        with self._lock:
-            if (shape, is_eer) not in self._references:
-                self._references = {(shape, is_eer): self._read_references(shape, is_eer)}
-                self._gain_check = None
-            return self._references[shape, is_eer]
+        if (shape, is_eer) not in self._references:
+            self._references = {(shape, is_eer): self._read_references(shape, is_eer)}
+            self._gain_check = None
+        return self._references[shape, is_eer]
 
     def _read_references(self, shape, is_eer):
         p = self.parameters

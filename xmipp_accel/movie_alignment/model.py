@@ -129,7 +129,8 @@ class LocalModel:
         while True:
             trials = [best, *_neighbours(best)]
             new = [trial for trial in trials if trial not in errors]
-            errors.update(zip(new, self._held_out_errors(values, information, folds, *kept, new)))
+            if new:
+                errors.update(zip(new, self._held_out_errors(values, information, folds, *kept, new)))
             previous, best = best, min(trials, key=errors.__getitem__)
             if best == previous:
                 break
