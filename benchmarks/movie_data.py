@@ -82,11 +82,12 @@ def make_movie(folder, name, *, local, seed, dose_per_frame=DOSE, size=SIZE, fra
         e/A^2.
     size, frames : int
     """
-    make = _reference_movie if GENERATOR.exists() else _simulated_movie
+    make = reference_movie if GENERATOR.exists() else simulated_movie
     return make(folder / name, name, local, seed, dose_per_frame, size, frames)
 
 
-def _reference_movie(folder, name, local, seed, dose, size, frames):
+def reference_movie(folder, name, local, seed, dose, size, frames):
+    """Let the reference folder's generator make it."""
     if not (folder / "movies.star").exists():  # written last
         options = dict(
             out=folder, map=PARTICLE, size=size, frames=frames, apix=SAMPLING_RATE, dose=dose, drift=DRIFT,
@@ -103,7 +104,8 @@ def _reference_movie(folder, name, local, seed, dose, size, frames):
     )
 
 
-def _simulated_movie(folder, name, local, seed, dose, size, frames):
+def simulated_movie(folder, name, local, seed, dose, size, frames):
+    """Make it with this package alone."""
     from xmipp_accel.simulate.movies import MovieTruth, simulate_movie
 
     stored = folder / "movie_truth.json"

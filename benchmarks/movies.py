@@ -42,6 +42,8 @@ def main():
 
 def run(folder, seeds, quick, torch_python):
     print(movie_data.source(), flush=True)
+    folder = folder / "quick" if quick else folder
+    folder.mkdir(parents=True, exist_ok=True)
     movies = make_movies(folder, [] if quick else seeds, dict(size=384, frames=8) if quick else {})
     b_factors = movie_peers.B_FACTORS[1:3] if quick else movie_peers.B_FACTORS
     ours, timing = align(movies, folder)
