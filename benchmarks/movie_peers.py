@@ -64,8 +64,8 @@ def relion_version() -> str:
     return next((line.split(":", 1)[1].strip() for line in lines if "version:" in line), "of unknown version")
 
 
-def run_relion(movie, folder, b_factor, times=1, unweighted=True) -> RelionMotion:
-    """Align a movie with 5x5 patches and dose weighting on all cores.
+def run_relion(movie, folder, b_factor, times=1) -> RelionMotion:
+    """Align a movie with 5x5 patches on all cores; write the averages with and without dose weighting, as ours.
 
     Parameters
     ----------
@@ -76,8 +76,6 @@ def run_relion(movie, folder, b_factor, times=1, unweighted=True) -> RelionMotio
         px^2.
     times : int
         The movie stands so often in the list that RELION works through: all but the first are free of its start.
-    unweighted : bool
-        Also write the average without dose weighting.
     """
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
@@ -91,7 +89,7 @@ def run_relion(movie, folder, b_factor, times=1, unweighted=True) -> RelionMotio
         bfactor=b_factor, dose_per_frame=movie.dose_per_frame, angpix=SAMPLING_RATE, voltage=300,
     )  # fmt: skip
     arguments = [str(part) for key, value in options.items() for part in (f"--{key}", value)]
-    switches = ["--use_own", "--dose_weighting"] + ["--save_noDW"] * unweighted
+    switches = ["--use_own", "--dose_weighting", "--save_noDW"]
     with open(folder / "log.txt", "w") as log:
         subprocess.run([RELION, *arguments, *switches], cwd=folder, check=True, stdout=log, stderr=log)
     written = [(folder / "out" / f"{name}.star").stat().st_mtime for name in names]
