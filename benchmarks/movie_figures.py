@@ -39,7 +39,7 @@ def align(movie, folder, device):
 
 
 def draw(movies, results) -> Figure:
-    """Traces of both movies' whole frames, and the local tracks of the second."""
+    """Traces of both movies, and the local tracks of the second."""
     figure = Figure(figsize=(13, 4.4), layout="constrained")
     panels = figure.subplots(1, 3)
     for axes, movie, result in zip(panels, movies, results):
@@ -49,14 +49,15 @@ def draw(movies, results) -> Figure:
 
 
 def traces(axes, movie, result):
-    """Draw the whole frames' translations, relative to their means."""
+    """Draw the field's mean in each frame, relative to the mean over the frames."""
     frames = np.arange(1, len(movie.field) + 1)
+    found = movie.sample(result.field).mean(axis=(1, 2))
     for column, name, mark in ((1, "x", "o"), (0, "y", "s")):
-        true, measured = (values[:, column] - values[:, column].mean() for values in (movie.shifts, result.shifts))
+        true, measured = (values[:, column] - values[:, column].mean() for values in (movie.shifts, found))
         axes.plot(frames, true, "-", color=TRUE, lw=4, label="true" if name == "x" else None)
         axes.plot(frames, measured, mark, color=MEASURED, ms=4, mfc="none", label=f"measured {name}")
     axes.set(xlabel="frame", ylabel="translation (px)")
-    axes.set_title(f"{movie.name}: whole frames (error {error(movie, result):.3f} px)")
+    axes.set_title(f"{movie.name}: mean of the field; error {error(movie, result):.3f} px")
     axes.legend(frameon=False)
 
 
@@ -68,8 +69,8 @@ def tracks(axes, movie, result):
     ):
         local = field - field.mean(axis=(1, 2), keepdims=True)
         local = EXAGGERATION * (local - local[0])
-        for i in range(1, len(movie.nodes), 3):
-            for j in range(1, len(movie.nodes), 3):
+        for i in range(2, len(movie.nodes), 3):
+            for j in range(2, len(movie.nodes), 3):
                 axes.plot(movie.nodes[j] + local[:, i, j, 1], movie.nodes[i] + local[:, i, j, 0], **style)
     axes.set(xlim=(0, SIZE), ylim=(0, SIZE), xlabel="x (px)", ylabel="y (px)", aspect="equal")
     axes.set_title(f"{movie.name}: local motion, {EXAGGERATION} times as long")
