@@ -14,6 +14,7 @@ ALIGNMENT = (
     Entry("maxShift", "max_shift", "Maximum shift"),
     Entry("maxResForCorrelation", "max_resolution", "Maximum resolution for correlation"),
     Entry("doLocalAlignment", "local_alignment", "Compute local alignment?"),
+    Entry("inFrameMotion", "correct_in_frame_motion", "Correct motion within frames?"),
 )
 LOCAL = (
     Entry("minLocalRes", "min_local_resolution", "Patch size", "doLocalAlignment"),
@@ -23,16 +24,21 @@ OUTPUT = (
     Entry("doSaveAveMic", "save_unweighted", "Save aligned micrograph?"),
     Entry("doApplyDoseFilter", "save_dose_weighted", "Save dose-weighted micrograph?"),
     Entry("splitEvenOdd", "save_even_odd", "Split & sum odd/even frames?"),
+    Entry("doSaveInitialMic", "save_initial_average", "Save unaligned micrograph?"),
     Entry("doSaveMovie", "save_aligned_movie", "Save movie?"),
-    Entry("doComputePSD", "save_power_spectrum", "Compute power spectrum?"),
+    Entry("doComputePSD", "save_power_spectrum", "Compute power spectra?"),
     Entry("saveFloat16", "float16", "Save in float16?"),
 )
 DETECTOR = (
     Entry("gainRot", "gain_rotation", "Rotate gain reference"),
     Entry("gainFlip", "gain_flip", "Flip gain reference"),
-    Entry("gainDivide", "gain_divide", "Divide by the gain?"),
+    Entry("gainMode", "gain_mode", "Multiply or divide by the gain"),
+    Entry("checkGain", "check_gain", "Check the gain?"),
     Entry("repairBadPixels", "repair_bad_pixels", "Repair bad pixels?"),
     Entry("hotPixelSigma", "hot_pixel_sigma", "Hot pixel threshold", "repairBadPixels"),
+    Entry("magMajor", "mag_major", "Stretch along the major axis"),
+    Entry("magMinor", "mag_minor", "Stretch across the major axis"),
+    Entry("magAngle", "mag_angle", "Angle of the major axis"),
     Entry("nFrames", "eer_frames", "EER frames"),
     Entry("eerSampling", "eer_upsampling", "EER upsampling"),
 )
@@ -69,6 +75,16 @@ def define(form):
         label="Camera defects",
         help="A list of defective rectangles, x y width height on each line, or an image that is 1 where the "
         "detector is defective.",
+    )
+    form.addParam(
+        "fmIntFile",
+        params.FileParam,
+        allowsNull=True,
+        expertLevel=params.LEVEL_ADVANCED,
+        label="Frame groups",
+        help="A text file with lines of group size, integration size and, if it differs from the movies' one, the"
+        " dose of a frame, as MotionCor's FmIntFile: the next so many frames of the file (of the camera, in EER)"
+        " are summed so many at a time. Numbers of frames in this form are then those of the sums.",
     )
     forms.add_hardware(form)
 
@@ -120,9 +136,15 @@ def parameters(protocol) -> MovieAlignmentParameters:
         for axis, (field, _) in axes.items():
             if protocol.evalParamCondition(f"{prefix}{axis}"):
                 values[field] = getattr(protocol, f"{prefix}{axis}").get()
-    eer = values["eer_frames"], values["eer_upsampling"]
-    values.update(movie_settings(protocol.inputMovies.get(), *eer))
+    # The exposure of a frame that is a sum follows from its number of frames, not from how many sums there are.
+    eer_frames = 0 if protocol.fmIntFile.get() else values["eer_frames"]
+    values.update(movie_settings(protocol.inputMovies.get(), eer_frames, values["eer_upsampling"]))
     return MovieAlignmentParameters(**values)
+
+
+def counts_sums(protocol) -> bool:
+    """Whether the frames that the form counts are sums of the ones that the input set counts."""
+    return bool(protocol.fmIntFile.get()) or is_eer(protocol.inputMovies.get())
 
 
 def _frame_ranges(protocol):
@@ -130,7 +152,7 @@ def _frame_ranges(protocol):
     movies = protocol.inputMovies.get()
     first, last, index = movies.getFramesRange()
     offset = index - first
-    end = 0 if is_eer(movies) or last <= 0 else last
+    end = 0 if counts_sums(protocol) or last <= 0 else last
     ranges = {}
     names_of = dict(align=("first_frame", "last_frame"), sum=("sum_first_frame", "sum_last_frame"))
     for prefix, names in names_of.items():

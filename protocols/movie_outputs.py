@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 
+import numpy as np
 from pwem.objects import Image, MovieAlignment, SetOfMicrographs, SetOfMovies
 from pwem.protocols.protocol_align_movies import (
     OUT_MICS,
@@ -47,7 +48,8 @@ class MovieOutputs:
             output
             for field, outputs in MICROGRAPHS.items()
             for output in outputs
-            if getattr(parameters, field) and not (field == "save_dose_weighted" and not parameters.dose_per_frame)
+            if getattr(parameters, field)
+            and (field != "save_dose_weighted" or protocol._createOutputWeightedMicrographs())
         ]
         self.files = {OUT_MOVIES: "movies.sqlite", **{name: file for name, file, _ in self.wanted}}
         self.ids = {name: self._read_ids(file) for name, file in self.files.items()}
@@ -85,7 +87,10 @@ class MovieOutputs:
         self._extend(OUT_MOVIES, "movies.sqlite", SetOfMovies, finished, state, self._movie, "", pictures)
 
     def _extend(self, name, file, kind, finished, state, make, key, pictures):
-        protocol, new = self.protocol, [m for m, _ in finished if m.getObjId() not in self.ids[name]]
+        protocol = self.protocol
+        # A movie of one frame has no even half.
+        finished = [(movie, result) for movie, result in finished if not key or key in result.outputs]
+        new = [movie for movie, _ in finished if movie.getObjId() not in self.ids[name]]
         if not new and not self.ids[name]:
             return  # an output without a single item would be a broken one
         is_new = not protocol.hasAttribute(name)
@@ -117,12 +122,14 @@ class MovieOutputs:
     def _movie(self, movie, result, key):
         aligned = movie.clone()
         first, _, index = movie.getFramesRange()
-        begin = result.first_frame + 1 - index + first
-        end = begin + result.n_aligned - 1
+        begin, end = result.first_frame + 1, result.first_frame + result.n_aligned
         shifts = result.shifts * (result.sampling_rate / movie.getSamplingRate())  # EER pixels may be divided
         if self.saves_movies:
             aligned.setFileName(os.path.join(self.folder, result.outputs["aligned_movie"]))
-            shifts = 0 * shifts
+            summed = result.parameters
+            begin, end = max(begin, summed["sum_first_frame"]), summed["sum_last_frame"] or end
+            shifts = np.zeros((end - begin + 1, 2))
+        begin, end = begin - index + first, end - index + first
         aligned.setFramesRange([begin, end, 1 if self.saves_movies else result.first_frame + 1])
         alignment = MovieAlignment(
             first=begin, last=end, xshifts=shifts[:, 1].tolist(), yshifts=shifts[:, 0].tolist()
@@ -143,7 +150,12 @@ class MovieOutputs:
             image, _ = read_image(os.path.join(self.folder, average))
             figures.micrograph_image(image, result.name).savefig(pictures["thumbnail"], dpi=80)
         if "power_spectrum" in result.outputs:
-            pictures["psdCorr"] = os.path.join(self.folder, result.outputs["power_spectrum"])
+            after, before = (
+                os.path.join(self.folder, result.outputs[f"power_spectrum{which}"]) for which in ("", "_initial")
+            )
+            pictures.update(psdCorr=after, psdJpeg=f"{stem}_psd.png")
+            spectra = figures.power_spectra(read_image(before)[0], read_image(after)[0], result.name)
+            spectra.savefig(pictures["psdJpeg"], dpi=80)
         return pictures
 
 

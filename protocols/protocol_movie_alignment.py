@@ -14,7 +14,8 @@ from pyworkflow import PROD
 from pyworkflow.object import Set
 from pyworkflow.protocol.constants import STEPS_SERIAL
 
-from xmipp_accel.errors import ParameterError, ProcessingError, XmippAccelError
+from xmipp_accel.errors import InputFileError, ParameterError, ProcessingError, XmippAccelError
+from xmipp_accel.io.frame_groups import read_frame_groups
 from xmipp_accel.io.publish import read_json, write_json
 from xmipp_accel.movie_alignment.result import MovieAlignmentResult
 from xmipp_accel.protocols import forms, movie_form
@@ -63,13 +64,22 @@ class XmippAccelProtMovieAlignment(ProtAlignMovies):
     def _workers(self, parameters, devices):
         from xmipp_accel.movie_alignment.executor import MovieAlignmentExecutor
 
-        movies = self.inputMovies.get()
-        files = dict(gain=movies.getGain(), dark=movies.getDark(), defects=self.defectFile.get())
-        files = {name: os.path.abspath(path) if path else None for name, path in files.items()}
+        files = {name: os.path.abspath(path) if path else None for name, path in self._reference_files().items()}
         workers = queue.Queue()
-        for device in devices:
-            workers.put(MovieAlignmentExecutor(parameters, device, **files))
+        executors = [MovieAlignmentExecutor(parameters, device, **files) for device in devices]
+        for executor in executors * MovieAlignmentExecutor.IN_FLIGHT:  # in turn, so that devices share the movies
+            workers.put(executor)
         return workers
+
+    def _reference_files(self):
+        """Paths by the executor's names for them, where they are given."""
+        movies = self.inputMovies.get()
+        return dict(
+            gain=movies.getGain(),
+            dark=movies.getDark(),
+            defects=self.defectFile.get(),
+            frame_groups=self.fmIntFile.get(),
+        )
 
     def _pump(self, pool, workers, outputs, parameters):
         """Submit what arrives, collect what is done, and register it now and then, until the input is closed."""
@@ -182,24 +192,32 @@ class XmippAccelProtMovieAlignment(ProtAlignMovies):
         movies = self.inputMovies.get()
         if movies is None:
             return []
-        files = dict(gain=movies.getGain(), dark=movies.getDark(), defects=self.defectFile.get())
         errors = [
-            f"The {name} file {path} does not exist."
-            for name, path in files.items()
+            f"The {name.replace('_', ' ')} file {path} does not exist."
+            for name, path in self._reference_files().items()
             if path and not os.path.exists(path)
         ]
         errors += forms.parameter_errors(self)
+        if not errors:
+            try:
+                self._frame_groups()
+            except InputFileError as error:
+                errors.append(str(error))
         if movies.getSize():
             first = movies.getFirstItem().getFileName()
             if not os.path.exists(first):
                 errors.append(f"The movie {first} does not exist.")
         return errors or self._range_errors(movies)
 
+    def _frame_groups(self):
+        path = self.fmIntFile.get()
+        return read_frame_groups(path) if path else None
+
     def _range_errors(self, movies):
         parameters = self._parameters()
         first, last, index = movies.getFramesRange()
         limit = index + last - first
-        known = last > 0 and not movie_form.is_eer(movies)
+        known = last > 0 and not movie_form.counts_sums(self)
         return [
             f"{name}: expected at most {limit}, the movies' last frame, found {getattr(parameters, name)}"
             for name in ("first_frame", "last_frame", "sum_first_frame", "sum_last_frame")
@@ -235,7 +253,10 @@ class XmippAccelProtMovieAlignment(ProtAlignMovies):
 
     def _createOutputWeightedMicrographs(self):
         movies = self.inputMovies.get()
-        return bool(self.doApplyDoseFilter and movies is not None and movies.getAcquisition().getDosePerFrame())
+        if not self.doApplyDoseFilter or movies is None:
+            return False
+        groups = self._frame_groups()
+        return bool(movies.getAcquisition().getDosePerFrame() or (groups is not None and groups.has_doses))
 
     def _doComputeMicThumbnail(self):
         return self.doComputeMicThumbnail.get()

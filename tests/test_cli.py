@@ -18,6 +18,7 @@ def _help(capsys, *arguments):
     ("command", "parts"),
     [
         ("movies", ["--max-shift", "[A] (default: 50.0)", "--gain ", "--device"]),
+        ("tracks", ["coordinates", "--output", "STAR file"]),
         ("align", ["--keep-best", "(default: 1)", "[degrees]", "--device"]),
         ("classify", ["--number-of-classes", "--iterations", "--initial-references", "--device"]),
         ("reconstruct", ["--symmetry", "(default: c1)", "--name", "--device"]),
@@ -58,6 +59,15 @@ def test_doctor_tells_versions_devices_and_why_no_gpu():
     assert "would be used           cpu" in done.stdout
     assert "CUDA_VISIBLE_DEVICES" in done.stdout
     assert "GiB free" in done.stdout
+
+
+def test_an_unusable_file_of_frame_groups_is_told_once(capsys, tmp_path):
+    (tmp_path / "groups.txt").write_text("10 ten\n")
+    groups = str(tmp_path / "groups.txt")
+    arguments = ["movies", "a.mrc", "b.mrc", "--output", str(tmp_path), "--frame-groups", groups]
+    assert cli.main(arguments) == 1
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert "groups.txt: expected" in line and "line 1" in line
 
 
 def test_movies_reports_each_movie_and_goes_on_after_a_bad_one(capsys, tmp_path):

@@ -22,6 +22,7 @@ class XmippAccelMovieAlignmentViewer(AccelViewer):
         ("trace", "Frame shifts of the movie"),
         ("local", "Local motion of the movie"),
         ("micrograph", "Micrograph of the movie"),
+        ("spectra", "Power spectra of the movie"),
         ("motion", "Motion of all movies"),
         ("failures", "Movies that failed"),
     )
@@ -67,6 +68,16 @@ class XmippAccelMovieAlignmentViewer(AccelViewer):
             if item is not None:
                 return figures.micrograph_image(read_image(item.getFileName())[0], item.getMicName())
         return f"There is no micrograph of movie {self.movieId.get()}."
+
+    def figure_spectra(self):
+        result = self._result()
+        if isinstance(result, str):
+            return result
+        if "power_spectrum" not in result.outputs:
+            return f"The power spectra of {result.name} were not computed."
+        keys = "power_spectrum_initial", "power_spectrum"
+        before, after = (read_image(result.output_path(key, self.protocol._getExtraPath()))[0] for key in keys)
+        return figures.power_spectra(before, after, result.name)
 
     def figure_motion(self):
         if not self.protocol.hasAttribute("outputMovies"):

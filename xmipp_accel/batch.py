@@ -59,7 +59,7 @@ def run_template(
     Raises
     ------
     ProcessingError
-        Scipion could not make the project.
+        Scipion could not make the project or its protocols.
     """
     home.mkdir(parents=True, exist_ok=True)
     environment = scipion_environment(home, device)
@@ -68,18 +68,21 @@ def run_template(
         _run([*scipion, "config", "--unattended"], environment)
     shutil.rmtree(home / "data" / "projects" / project_name, ignore_errors=True)
     pairs = [f"{name}={value}" for name, value in {**values, "project_name": project_name}.items()]
-    _run([*scipion, "template", template, *pairs, "--nogui", "--noschedule"], environment)
+    said = _run([*scipion, "template", template, *pairs, "--nogui", "--noschedule"], environment)
     if not (home / "data" / "projects" / project_name).exists():
         raise ProcessingError(f"Scipion made no project of the template {template!r} with {' '.join(pairs)}")
     summary = home / f"{project_name}.json"
     summary.unlink(missing_ok=True)
     command = [*scipion, "python", "-m", "xmipp_accel.batch", project_name, str(summary)]
     _run(command, environment, show=True)
-    return json.loads(summary.read_text())
+    states = json.loads(summary.read_text())
+    if not states:  # such as when the plugin that defines them cannot be imported
+        raise ProcessingError(f"Scipion made no protocol of the template {template!r}:\n{said}")
+    return states
 
 
 def _run(command, environment, show=False):
-    """Run a command; what it printed is shown only if it fails, unless `show` lets standard error through."""
+    """Run a command and return what it printed, which is shown if it fails; `show` lets standard error through."""
     done = subprocess.run(
         command,
         env=environment,
@@ -92,6 +95,7 @@ def _run(command, environment, show=False):
         raise ProcessingError(
             f"{' '.join(command[1:4])} failed with exit status {done.returncode}:\n{done.stdout}"
         )
+    return done.stdout
 
 
 def run_project(project_name: str, progress=None) -> list[dict]:

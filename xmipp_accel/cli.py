@@ -34,6 +34,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(dest="command", required=True)
     _add_movies(commands)
+    _add_tracks(commands)
     _add_align(commands)
     _add_classify(commands)
     _add_reconstruct(commands)
@@ -67,7 +68,27 @@ def _add_movies(commands):
     parser.add_argument("--gain", type=Path, help="gain reference in MRC or TIFF")
     parser.add_argument("--dark", type=Path, help="dark reference in MRC or TIFF")
     parser.add_argument("--defects", type=Path, help="text file of 'x y width height' lines, or a map of 0 and 1")
+    parser.add_argument(
+        "--apply-alignment",
+        type=Path,
+        metavar="FOLDER",
+        help="apply the alignments of an earlier run, NAME.json in this folder, instead of measuring",
+    )
+    parser.add_argument(
+        "--frame-groups",
+        type=Path,
+        help="text file of 'group_size integration_size [dose]' lines, as MotionCor's -FmIntFile: the next"
+        " group_size frames (of an EER file, of the camera) are summed integration_size at a time",
+    )
     _add_common(parser, MovieAlignmentParameters)
+
+
+def _add_tracks(commands):
+    text = "Follow particles through the frames of an aligned movie."
+    parser = _add(commands, "tracks", run_tracks, text)
+    parser.add_argument("result", type=Path, help="JSON file of the movie's alignment")
+    parser.add_argument("coordinates", type=Path, help="positions in its micrograph in .star, .xmd or .pos")
+    parser.add_argument("--output", required=True, type=Path, help="STAR file, a row for each particle and frame")
 
 
 def _add_align(commands):
@@ -112,7 +133,9 @@ def run_movies(options) -> int:
         gain=options.gain,
         dark=options.dark,
         defects=options.defects,
+        frame_groups=options.frame_groups,
         report=_show_outcome,
+        alignments=options.apply_alignment,
     )
     failed = sum(outcome.error is not None for outcome in outcomes)
     print(f"{len(outcomes) - failed} of {len(outcomes)} movies aligned; results in {options.output}")
@@ -124,6 +147,19 @@ def _show_outcome(outcome):
         print(f"{outcome.movie}: FAILED: {outcome.error}", file=sys.stderr)
     else:
         print(f"{outcome.movie}: {outcome.result.summary()}")
+
+
+def run_tracks(options) -> int:
+    """Write where particles lie in each frame."""
+    from xmipp_accel.movie_alignment.result import MovieAlignmentResult
+    from xmipp_accel.movie_alignment.tracks import read_particles_of, write_tracks
+
+    result = MovieAlignmentResult.from_json(str(options.result))
+    positions, particles = read_particles_of(result, options.coordinates)
+    options.output.parent.mkdir(parents=True, exist_ok=True)
+    write_tracks(options.output, result, positions, particles)
+    print(f"{len(positions)} particles in {result.n_aligned} frames, {options.output}")
+    return 0
 
 
 def run_align(options) -> int:

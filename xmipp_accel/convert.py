@@ -334,6 +334,7 @@ def movie_settings(movies, eer_frames=40, eer_upsampling=1) -> dict[str, float]:
     movies : SetOfMovies
     eer_frames, eer_upsampling : int
         How EER files are read; Scipion's dose and sampling rate are those of the detector's frames and pixels.
+        0 frames leave the dose as it is, that of one of the detector's frames.
     """
     acquisition = movies.getAcquisition()
     dose = acquisition.getDosePerFrame() or 0.0
@@ -342,7 +343,7 @@ def movie_settings(movies, eer_frames=40, eer_upsampling=1) -> dict[str, float]:
     before = (acquisition.getDoseInitial() or 0.0) + dose * max(0, first - index)
     sampling_rate = movies.getSamplingRate()
     if is_eer(movies):
-        dose *= max(1, (last - first + 1) // eer_frames)
+        dose *= max(1, (last - first + 1) // eer_frames) if eer_frames else 1
         sampling_rate /= eer_upsampling
     return dict(
         sampling_rate=float(sampling_rate),

@@ -3,7 +3,7 @@ import pytest
 
 from tests.io.samples import counts, mrc_bytes
 from xmipp_accel.errors import InputFileError, ParameterError
-from xmipp_accel.io.gains import read_dark, read_defects, read_gain
+from xmipp_accel.io.gains import divides, read_dark, read_defects, read_gain
 from xmipp_accel.io.images import write_image, write_stack
 
 tifffile = pytest.importorskip("tifffile")
@@ -54,12 +54,30 @@ def test_rotation_counter_clockwise_then_flip(write, rotation, flip):
     assert dark.flags.c_contiguous
 
 
-def test_a_divisive_reference_is_inverted(write):
-    reference = _reference()
+def test_the_mean_is_divided_by_a_divisive_reference(write):
+    reference = _reference() * 200
     reference[2, 3] = 0
     gain, defects = read_gain(write(reference), SHAPE, divide=True)
     assert defects.sum() == 1 and gain[2, 3] == 0
-    np.testing.assert_allclose((gain * reference)[~defects], 1, rtol=1e-6)
+    np.testing.assert_allclose(gain[~defects], reference[~defects].mean() / reference[~defects], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("mode", "name", "is_eer", "expected"),
+    [
+        ("auto", "a.gain", True, False),
+        ("auto", "a.GAIN", True, False),
+        ("auto", "a.mrc", True, True),
+        ("auto", "a.tif", True, True),
+        ("auto", "a.gain", False, False),
+        ("auto", "a.mrc", False, False),
+        ("multiply", "a.mrc", True, False),
+        ("divide", "a.gain", True, True),
+        ("divide", "a.mrc", False, True),
+    ],
+)
+def test_what_is_divided(mode, name, is_eer, expected):
+    assert divides(mode, f"/data/{name}", is_eer) is expected
 
 
 @pytest.mark.parametrize("divide", [False, True])
@@ -72,29 +90,45 @@ def test_zero_negative_and_not_finite_pixels_are_defects(write, value, divide):
     assert gain[4, 5] == 0 and np.isfinite(gain).all()
 
 
-def test_a_number_too_small_to_divide_by_is_a_defect(write):
+@pytest.mark.parametrize("divide", [False, True])
+def test_a_number_too_small_to_divide_by_is_a_defect(write, divide):
     reference = _reference()
     reference[0, 0] = 1e-40
-    gain, defects = read_gain(write(reference), SHAPE, divide=True)
+    gain, defects = read_gain(write(reference), SHAPE, divide=divide)
     assert defects[0, 0] and defects.sum() == 1 and np.isfinite(gain).all()
 
 
-def test_a_super_resolution_reference_is_averaged_without_its_defects(write):
+@pytest.mark.parametrize("divide", [False, True])
+def test_a_reference_of_twice_the_size_corrects_what_four_pixels_count(write, divide):
+    """An evenly lit detector of twice the size is summed over 2 x 2 pixels; corrected, it is even again."""
     reference = _reference((12, 16))
+    response = reference if divide else 1 / reference
+    counts = response.reshape(6, 2, 8, 2).sum(axis=(1, 3))
+    gain, defects = read_gain(write(reference), SHAPE, divide=divide)
+    assert gain.dtype == np.float32 and not defects.any()
+    corrected = counts * gain / 4
+    np.testing.assert_allclose(corrected, response.mean() if divide else 1.0, rtol=1e-5)
+
+
+@pytest.mark.parametrize("divide", [False, True])
+def test_the_defects_of_a_reference_of_twice_the_size_do_not_count(write, divide):
+    reference = np.full((12, 16), 2.0, np.float32)
     reference[:2, :2] = 0
     reference[3, 5] = 0
-    gain, defects = read_gain(write(reference), SHAPE)
-    blocks = reference.reshape(6, 2, 8, 2).transpose(0, 2, 1, 3)
-    expected = [[b[b > 0].mean() if (b > 0).any() else 0 for b in row] for row in blocks]
-    np.testing.assert_allclose(gain, expected, rtol=1e-6)
-    assert np.argwhere(defects).tolist() == [[0, 0]]
+    gain, defects = read_gain(write(reference), SHAPE, divide=divide)
+    assert np.argwhere(defects).tolist() == [[0, 0]] and gain[0, 0] == 0
+    np.testing.assert_allclose(gain[~defects], 1.0 if divide else 2.0, rtol=1e-6)
 
 
-def test_a_reference_of_half_the_size_is_repeated(write):
+@pytest.mark.parametrize("divide", [False, True])
+def test_a_reference_of_half_the_size_is_repeated(write, divide):
     reference = _reference((3, 4))
     reference[1, 1] = 0
-    gain, defects = read_gain(write(reference), SHAPE)
-    np.testing.assert_array_equal(gain, np.kron(reference, np.ones((2, 2))))
+    gain, defects = read_gain(write(reference), SHAPE, divide=divide)
+    factor = reference.copy()
+    if divide:
+        factor[reference > 0] = reference[reference > 0].mean() / reference[reference > 0]
+    np.testing.assert_allclose(gain, np.kron(factor, np.ones((2, 2))), rtol=1e-6)
     assert defects.sum() == 4 and defects[2:4, 2:4].all()
 
 

@@ -4,7 +4,7 @@ import pytest
 from tests.io.samples import SHAPE, counts, mrc_bytes, pack_4bit
 from xmipp_accel.errors import InputFileError, ParameterError
 from xmipp_accel.io import mrc
-from xmipp_accel.io.images import write_image, write_stack
+from xmipp_accel.io.images import stack_writer, write_image, write_stack
 from xmipp_accel.io.movies import open_movie
 from xmipp_accel.io.volumes import write_volume
 
@@ -126,3 +126,35 @@ def test_a_damaged_header_is_named(tmp_path, change, expected):
     with pytest.raises(InputFileError, match=expected) as error:
         open_movie(tmp_path / "a.mrc")
     assert error.value.path == str(tmp_path / "a.mrc")
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+def test_a_stack_written_image_by_image_equals_one_written_at_once(tmp_path, dtype):
+    """Byte for byte, but for the last bits of the mean and the deviation in the header."""
+    stack = np.random.default_rng(0).normal(100, 2, (5, 7, 9)).astype(np.float32)
+    with stack_writer(tmp_path / "a.mrcs", 1.5, dtype) as append:
+        for image in stack:
+            append(image)
+            assert not (tmp_path / "a.mrcs").exists()
+    write_stack(tmp_path / "b.mrcs", stack, 1.5, dtype)
+    one, other = ((tmp_path / name).read_bytes() for name in ("a.mrcs", "b.mrcs"))
+    assert one[1024:] == other[1024:] and one[:84] == other[:84]
+    with mrcfile.open(tmp_path / "a.mrcs") as file:
+        assert mrcfile.validate(tmp_path / "a.mrcs") and file.header.nz == 5
+        assert file.header.dmean == pytest.approx(stack.mean(), rel=1e-5)
+        assert file.header.rms == pytest.approx(stack.astype(dtype).astype(float).std(), rel=1e-4)
+
+
+def test_a_stack_that_breaks_off_or_stays_empty_leaves_nothing(tmp_path):
+    with pytest.raises(KeyboardInterrupt), stack_writer(tmp_path / "a.mrcs", 1.0) as append:
+        append(np.zeros((4, 4)))
+        raise KeyboardInterrupt
+    with pytest.raises(ParameterError, match="at least one section"), stack_writer(tmp_path / "a.mrcs", 1.0):
+        pass
+    with (
+        pytest.raises(ParameterError, match=r"as before.*4, 4.*4, 5"),
+        stack_writer(tmp_path / "a.mrcs", 1.0) as append,
+    ):
+        append(np.zeros((4, 4)))
+        append(np.zeros((4, 5)))
+    assert not list(tmp_path.iterdir())

@@ -2,10 +2,13 @@ import numpy as np
 import pytest
 
 from xmipp_accel.backend import to_host
+from xmipp_accel.kernels.reference import others as reference_others
 from xmipp_accel.kernels.reference.patches import cut_patches
 from xmipp_accel.kernels.reference.warp import warp as reference_warp
+from xmipp_accel.movie_alignment import others
 from xmipp_accel.movie_alignment.correct import warp
 from xmipp_accel.movie_alignment.patches import _cut
+from xmipp_accel.movie_alignment.spectra import ring_sums
 
 
 def grid_for(shape, step, rng, size):
@@ -42,3 +45,77 @@ def test_patches_equal_the_reference(device, size):
     window = rng.uniform(0, 1, size).astype(np.float32)
     found = to_host(_cut(device.asarray(images), starts, window))
     np.testing.assert_allclose(found, cut_patches(images, starts, window), atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1, 1), (2, 3, 5, 1), (3, 2, 67, 37), (1, 5, 130, 129)])
+def test_frames_against_others_equal_the_reference(device, shape):
+    """Single-precision sums over thousands of terms of random sign agree to 1e-5 of the largest."""
+    rng = np.random.default_rng(sum(shape))
+    spectra = (rng.normal(size=shape) + 1j * rng.normal(size=shape)).astype(np.complex64)
+    shifts = rng.normal(0, 4, (*shape[:2], 2))
+    fy, fx = np.fft.fftfreq(shape[2]), np.linspace(0, 0.5, shape[3])
+    weighting = others.make_weighting(fy, fx, lambda radius: 1 / (1 + radius), device.xp)
+    data = device.asarray(spectra)
+    phases = others.moving_phases(shifts, fy, fx, device.xp)
+    total, power = others.aligned_sum(data, phases)
+    expected, expected_power = reference_others.aligned_sum(spectra, shifts, fy, fx)
+    np.testing.assert_allclose(to_host(total), expected, atol=1e-5 * abs(expected).max())
+    np.testing.assert_allclose(to_host(power), expected_power, rtol=1e-5)
+    moments = to_host(others.correlation_moments(data, total, weighting, phases))
+    values = to_host(weighting.values)
+    expected = reference_others.correlation_moments(spectra, values, shifts, fy, fx)
+    np.testing.assert_allclose(moments, expected, atol=1e-5 * max(1.0, abs(expected).max()))
+
+
+def test_weights_stand_for_conjugates_and_end_where_they_are_negligible():
+    fy, fx = np.fft.fftfreq(16), np.fft.rfftfreq(16)
+    weighting = others.make_weighting(fy, fx, lambda radius: (radius < 0.26).astype(radius.dtype), np)
+    assert weighting.values[1, 0] == 1
+    assert weighting.values[1, 1] == 2
+    assert weighting.values[0, 0] == 0
+    np.testing.assert_array_equal(weighting.columns, [5, 5, 4, 3, 2, 0, 0, 0, 0, 0, 0, 0, 2, 3, 4, 5])
+
+
+def test_slopes_are_derivatives_of_the_correlation():
+    """Against finite differences of the correlation itself, computed in double precision."""
+    rng = np.random.default_rng(5)
+    spectra = (rng.normal(size=(1, 3, 12, 7)) + 1j * rng.normal(size=(1, 3, 12, 7))).astype(np.complex64)
+    fy, fx = np.fft.fftfreq(12), np.fft.rfftfreq(12)
+    shifts = rng.normal(size=(1, 3, 2))
+    weighting = others.make_weighting(fy, fx, lambda radius: 1 - radius, np)
+    phases = others.moving_phases(shifts, fy, fx, np)
+    total, _ = others.aligned_sum(spectra, phases)
+    found = others.slopes(others.correlation_moments(spectra, total, weighting, phases))
+
+    def correlation(dy, dx):
+        moved = reference_others.moved_frames(spectra, shifts, fy, fx)[0]
+        rest = moved.sum(axis=0) - moved[1]
+        moved = moved[1] * np.exp(-2j * np.pi * (dy * fy[:, None] + dx * fx))
+        return (weighting.values * (moved * rest.conj()).real).sum()
+
+    h = 1e-3
+    slope = (correlation(h, 0) - correlation(-h, 0)) / (2 * h)
+    bend = -(correlation(h, 0) - 2 * correlation(0, 0) + correlation(-h, 0)) / h**2
+    twist = -(correlation(h, h) - correlation(h, -h) - correlation(-h, h) + correlation(-h, -h)) / (4 * h * h)
+    np.testing.assert_allclose(found.gradient[0, 1, 0], slope, rtol=1e-4)
+    np.testing.assert_allclose(found.curvature[0, 1, 0], [bend, twist], rtol=1e-3)
+
+
+def test_newton_steps():
+    curvature = np.array([[[4.0, 1.0], [1.0, 3.0]], [[-1.0, 0.0], [0.0, 2.0]]])
+    gradient = np.array([[1.0, 2.0], [1.0, 2.0]])
+    step, definite = others.newton_step(gradient, curvature)
+    np.testing.assert_allclose(step[0], np.linalg.solve(curvature[0], gradient[0]))
+    assert definite.tolist() == [True, False]
+    assert step[1] @ gradient[1] > 0
+    variance = np.array([[[2.0, 0.5], [0.5, 1.0]], np.zeros((2, 2))])
+    information = others.shift_information(curvature, variance)
+    np.testing.assert_allclose(information[0], curvature[0] @ np.linalg.solve(variance[0], curvature[0]))
+    assert not information[1].any()
+
+
+def test_ring_sums(device):
+    rng = np.random.default_rng(0)
+    values, rings = rng.normal(size=(33, 41)).astype(np.float32), rng.integers(0, 7, (33, 41)).astype(np.int32)
+    expected = [values[rings == ring].sum(dtype=np.float64) for ring in range(8)]
+    np.testing.assert_allclose(ring_sums(device.asarray(values), device.asarray(rings), 8), expected, atol=1e-4)

@@ -7,7 +7,7 @@ from xmipp_accel.movie_alignment import MovieAlignmentParameters, MovieAlignment
 from xmipp_accel.numerics import bspline
 
 
-def example(local=True, first=1):
+def example(local=True, first=1, group_sizes=(1,) * 10, dose=1.3):
     rng = np.random.default_rng(0)
     n = 7
     return MovieAlignmentResult(
@@ -27,7 +27,9 @@ def example(local=True, first=1):
         quality={"patches_x": 6.0},
         outputs={"xmd": "m.xmd"},
         timings={},
-        parameters=MovieAlignmentParameters(dose_per_frame=1.3).to_dict(),
+        parameters=MovieAlignmentParameters().to_dict(),
+        exposures=dose * np.asarray(group_sizes),
+        group_sizes=group_sizes,
     )
 
 
@@ -120,3 +122,54 @@ def test_relion_star_without_local_motion(tmp_path):
     blocks = read_blocks(tmp_path / "m.star")
     assert blocks["general"]["rlnMotionModelVersion"][0] == 0
     assert set(blocks) == {"general", "global_shift"}
+
+
+@pytest.mark.parametrize(
+    ("sizes", "is_eer", "grouping", "count"),
+    [
+        ((1, 1, 1, 2, 2, 2, 2, 2, 3, 3), False, 1, 19),
+        ((25,) * 10, True, 25, 10),
+        ((4, 4, 4, 4, 8, 8, 8, 12, 12, 12), True, 4, 19),
+    ],
+    ids=["sums of frames", "equal EER groups", "EER groups"],
+)
+def test_sums_of_frames_are_written_as_the_frames_that_relion_reads(tmp_path, sizes, is_eer, grouping, count):
+    """A straight path in time stays straight, at the middles of RELION's frames."""
+    result = example(False, group_sizes=sizes)
+    ends = np.cumsum(sizes)
+    velocity = np.array([0.01, -0.02])
+    object.__setattr__(result, "shifts", ((ends - np.array(sizes) / 2)[1:8, None] - ends[0]) * velocity)
+    metadata.write_relion_star(tmp_path / "m.star", result, is_eer=is_eer)
+    blocks = read_blocks(tmp_path / "m.star")
+    general, table = blocks["general"], blocks["global_shift"]
+    assert general["rlnImageSizeZ"][0] == count == len(table["rlnMicrographFrameNumber"])
+    assert general["rlnMicrographDoseRate"][0] == pytest.approx(1.3 * grouping)
+    if is_eer:
+        assert general["rlnEERGrouping"][0] == grouping
+    else:
+        assert "rlnEERGrouping" not in general
+    first, last = ends[0] // grouping, ends[7] // grouping
+    assert general["rlnMicrographStartFrame"][0] == first + 1
+    found = np.stack([table["rlnMicrographShiftY"], table["rlnMicrographShiftX"]], axis=1)
+    assert (found[:first] == metadata.NOT_OBSERVED).all() and (found[last:] == metadata.NOT_OBSERVED).all()
+    inner = slice(first + sizes[1] // grouping, last - sizes[7] // grouping)
+    middles = (np.arange(count)[inner] + 0.5) * grouping
+    expected = (middles[:, None] - ends[0]) * velocity - result.shifts[0]
+    np.testing.assert_allclose(found[inner], expected, atol=1e-5)
+    assert not found[first].any()
+
+
+def test_local_motion_of_sums_of_frames(tmp_path):
+    """Where RELION's frames lie at the middles of ours, its field is ours."""
+    sizes = (1, 1, 3, 3, 3, 3, 3, 3, 1, 1)
+    result = example(group_sizes=sizes)
+    relion = metadata.RelionFrames(result, is_eer=False)
+    coefficients, shifts, _ = metadata.relion_polynomial(result, relion.times)
+    assert relion.times.tolist()[:6] == pytest.approx([0, 0.5, 1, 4 / 3, 5 / 3, 2])
+    middles = np.flatnonzero(relion.times == np.round(relion.times))
+    np.testing.assert_allclose(
+        shifts[middles], result.shifts[relion.times[middles].astype(int)] - result.shifts[0]
+    )
+    direct = metadata.relion_polynomial(result)
+    assert not np.allclose(coefficients, direct[0])
+    np.testing.assert_allclose(direct[1], result.shifts - result.shifts[0])

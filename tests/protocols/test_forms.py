@@ -30,6 +30,7 @@ PROTOCOLS = [
 ]
 # Values that the parameters accept, where one more than the default is not one of them.
 VALUES = {"symmetryGroup": "d7", "maxTilt": 90.0, "fscWeighting": True, "numberOfThreads": 1, "padding": 1.5}
+VALUES.update(magMajor=1.02, magMinor=0.99)
 # Inputs, labels, and what other tests show: these do not go into the parameters.
 FROM_INPUT = {"sampling_rate", "voltage", "dose_per_frame", "pre_exposure", "phase_flipped"}
 ELSEWHERE = {
@@ -39,6 +40,7 @@ ELSEWHERE = {
     "initialClasses",  # tests/protocols/test_particle_protocols.py
     "doComputeMicThumbnail",  # tests/protocols/test_movie_protocol.py
     "defectFile",  # likewise
+    "fmIntFile",  # likewise, and below
     "randomInitialization",
     "useAlignToSum",  # below
     "useGpu",  # below, with the list
@@ -185,6 +187,45 @@ def test_missing_files_are_reported(make):
     protocol.defectFile.set("nowhere.txt")
     errors = protocol._validate()
     assert any("nowhere.txt" in error for error in errors) and any("movie.mrcs" in error for error in errors)
+
+
+def test_frame_groups_are_read_before_the_run(make):
+    open("movie.mrcs", "w").close()
+    protocol = make(XmippAccelProtMovieAlignment)
+    protocol.fmIntFile.set("groups.txt")
+    assert protocol._validate() == ["The frame groups file groups.txt does not exist."]
+    with open("groups.txt", "w") as file:
+        file.write("10 5\n10 x\n")
+    (error,) = protocol._validate()
+    assert "groups.txt: expected" in error and "line 2" in error
+
+
+def test_frame_groups_change_what_frames_and_doses_mean(make):
+    with open("groups.txt", "w") as file:
+        file.write("12 3 0.5\n")
+    protocol = make(XmippAccelProtMovieAlignment)
+    movies = protocol.inputMovies.get()
+    movies.getAcquisition().setDosePerFrame(0.0)
+    assert protocol._parameters().last_frame == 20 and not protocol._createOutputWeightedMicrographs()
+    protocol.fmIntFile.set("groups.txt")
+    assert protocol._parameters().last_frame == 0, "the movie's last sum, whichever that is"
+    assert protocol._createOutputWeightedMicrographs(), "the file tells the dose"
+    protocol.alignFrameN.set(25)
+    open("movie.mrcs", "w").close()
+    assert protocol._validate() == []
+
+
+def test_the_dose_of_eer_movies_is_that_of_their_frames_or_of_the_cameras(make):
+    protocol = make(XmippAccelProtMovieAlignment)
+    movies = protocol.inputMovies.get()
+    movie = movies.getFirstItem()
+    movie.setFileName("movie.eer")
+    movies.update(movie)
+    movies.setFramesRange([1, 1003, 1])
+    movies.getAcquisition().setDosePerFrame(0.04)
+    assert protocol._parameters().dose_per_frame == pytest.approx(0.04 * 25)
+    protocol.fmIntFile.set("groups.txt")
+    assert protocol._parameters().dose_per_frame == pytest.approx(0.04)
 
 
 def test_frames_count_from_the_first_one_in_the_file(make):

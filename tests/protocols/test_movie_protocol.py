@@ -108,7 +108,7 @@ def test_micrographs_carry_names_pictures_and_motion(aligned):
         for micrograph in getattr(aligned, name).iterItems():
             assert micrograph.getMicName() == f"movie_{micrograph.getObjId()}.mrcs"
             assert os.path.exists(micrograph.getFileName())
-            for attribute in ("plotGlobal", "plotCart", "thumbnail", "psdCorr"):
+            for attribute in ("plotGlobal", "plotCart", "thumbnail", "psdCorr", "psdJpeg"):
                 assert os.path.exists(getattr(micrograph, attribute).getFileName()), attribute
             assert float(micrograph._rlnAccumMotionTotal) == pytest.approx(total, rel=0.15)
             early = float(micrograph._rlnAccumMotionEarly) + float(micrograph._rlnAccumMotionLate)
@@ -252,17 +252,20 @@ def bare_protocol(folder):
     return protocol
 
 
-def test_defects_gain_and_every_gpu_get_to_the_executors(tmp_path, monkeypatch):
+def test_references_frame_groups_and_every_gpu_get_to_the_executors(tmp_path, monkeypatch):
     from xmipp_accel.backend import Device
     from xmipp_accel.movie_alignment.parameters import MovieAlignmentParameters
 
     monkeypatch.chdir(tmp_path)
     protocol = bare_protocol(tmp_path)
     protocol.defectFile.set("defects.txt")
+    (tmp_path / "groups.txt").write_text("8 2 0.5\n")
+    protocol.fmIntFile.set("groups.txt")
     workers = protocol._workers(MovieAlignmentParameters(), [Device("cuda", 0), Device("cuda", 2)])
     first, second = workers.get(), workers.get()
     assert [first.device.index, second.device.index] == [0, 2]
     assert first.reference_paths == (str(tmp_path / "gain.mrc"), str(tmp_path / "defects.txt"))
+    assert first.frame_groups.path == tmp_path / "groups.txt"
 
 
 def test_thumbnails_are_made_on_request_only(tmp_path):
@@ -279,3 +282,40 @@ def test_thumbnails_are_made_on_request_only(tmp_path):
     assert os.path.exists(outputs._pictures(result)["thumbnail"])
     protocol.doComputeMicThumbnail.set(False)
     assert "thumbnail" not in outputs._pictures(result)
+
+
+def test_aligned_movies_say_which_frames_they_hold(project, imported):  # noqa: F811
+    """Those that were summed, without shifts that others would apply again."""
+    run = launch(
+        project,
+        XmippAccelProtMovieAlignment,
+        inputMovies=output_pointer(imported, "outputMovies"),
+        useAlignToSum=False,
+        sumFrame0=2,
+        sumFrameN=5,
+        doSaveMovie=True,
+        doComputePSD=False,
+        doLocalAlignment=False,
+        useGpu=False,
+    )
+    assert run.isFinished(), log_of(run)
+    for movie in run.outputMovies.iterItems():
+        assert movie.getFramesRange().getRange() == (2, 5)
+        assert movie.getAlignment().getRange() == (2, 5)
+        assert movie.getAlignment().getShifts() == ([0.0] * 4, [0.0] * 4)
+        with mrcfile.open(movie.getFileName()) as file:
+            assert file.data.shape == (4, SIZE, SIZE)
+
+
+def test_a_movie_without_an_even_half_is_left_out_of_its_set(tmp_path):
+    from pwem.objects import Movie, SetOfMicrographs
+
+    from xmipp_accel.movie_alignment.parameters import MovieAlignmentParameters
+    from xmipp_accel.protocols.movie_outputs import MovieOutputs
+
+    outputs = MovieOutputs(bare_protocol(tmp_path), MovieAlignmentParameters(save_even_odd=True))
+    result = types.SimpleNamespace(name="m", outputs={"unweighted": "m.mrc"}, output_sampling_rate=1.0)
+    finished = [(Movie(location="m.mrc"), result)]
+    name, file = "outputMicrographsEven", "micrographs_even.sqlite"
+    outputs._extend(name, file, SetOfMicrographs, finished, 0, outputs._micrograph, "even", {})
+    assert outputs.ids[name] == set() and not outputs.protocol.hasAttribute(name)

@@ -82,6 +82,8 @@ def movies(folder):
         outputs={},
         timings={},
         parameters=MovieAlignmentParameters().to_dict(),
+        exposures=np.zeros(3),
+        group_sizes=(1, 1, 1),
     )
     write_json(folder / "extra/movie.json", result.to_json())
     output = SetOfMovies(filename="movies.sqlite")
@@ -136,6 +138,19 @@ def test_the_micrograph_of_the_chosen_movie_is_shown(movies):
     assert "no micrograph of movie 2" in viewer.figure_micrograph()
     viewer.movieId.set(7)
     assert "no movie 7" in viewer.figure_trace()
+
+
+def test_the_spectra_before_and_after_share_a_picture(movies, folder):
+    """The left half is without alignment; each half has its own level here."""
+    viewer, result = movies
+    assert "not computed" in viewer.figure_spectra()
+    values = result.to_json()
+    values["outputs"] = {"power_spectrum": "a.mrc", "power_spectrum_initial": "b.mrc"}
+    write_json(folder / "extra/movie.json", values)
+    write_image(folder / "extra/a.mrc", np.full((16, 16), np.exp(2), np.float32), 1.0)
+    write_image(folder / "extra/b.mrc", np.full((16, 16), np.exp(1), np.float32), 1.0)
+    shown = drawn(viewer.figure_spectra()).axes[0].images[0].get_array()
+    np.testing.assert_allclose(shown, np.repeat([[1.0] * 8 + [2.0] * 8], 16, axis=0), atol=1e-6)
 
 
 def test_the_motion_of_all_movies_is_early_plus_late(movies):

@@ -1,6 +1,6 @@
 """The only place that tells NumPy from CuPy."""
 
-from xmipp_accel.backend.arrays import array_module, fft_module, good_fft_size, to_host
+from xmipp_accel.backend.arrays import array_module, fft_module, good_fft_size, solve_positive, to_host
 from xmipp_accel.backend.devices import CPU, Device, resolve_device
 from xmipp_accel.backend.kernels import cuda_kernel
 
@@ -12,5 +12,6 @@ __all__ = [
     "fft_module",
     "good_fft_size",
     "resolve_device",
+    "solve_positive",
     "to_host",
 ]

@@ -7,6 +7,9 @@ import sys
 
 import numpy as np
 import scipy.fft
+import scipy.linalg
+
+PINNED_BYTES = 1 << 20
 
 
 def array_module(*arrays):
@@ -20,7 +23,15 @@ def array_module(*arrays):
 def to_host(array):
     """Return `array` as a NumPy array, copying only from a GPU."""
     xp = array_module(array)
-    return array if xp is np else xp.asnumpy(array)
+    if xp is np:
+        return array
+    if array.nbytes < PINNED_BYTES:
+        return xp.asnumpy(array)
+    import cupyx
+
+    # Page-locked memory, which CuPy keeps for the next time, takes such copies at the speed of the bus.
+    out = cupyx.empty_pinned(array.shape, array.dtype)
+    return xp.ascontiguousarray(array).get(out=out)
 
 
 class _HostFFT:
@@ -43,6 +54,19 @@ def fft_module(*arrays):
     import cupyx.scipy.fft
 
     return cupyx.scipy.fft
+
+
+def solve_positive(matrices, right):
+    """Solutions (..., n) of systems with symmetric positive definite `matrices` (..., n, n), in float64."""
+    if array_module(matrices) is np:
+        shape = np.broadcast_shapes(matrices.shape[:-1], right.shape)
+        out = np.empty(shape)
+        for index in np.ndindex(shape[:-1]):
+            out[index] = scipy.linalg.solve(matrices[index], right[index], assume_a="pos", check_finite=False)
+        return out
+    import cupyx.lapack
+
+    return cupyx.lapack.posv(matrices, right)
 
 
 def cpu_count() -> int:

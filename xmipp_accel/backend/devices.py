@@ -51,6 +51,27 @@ class Device:
         with self.activate():
             return self.xp.asarray(array, dtype=dtype)
 
+    def host_buffer(self, shape, dtype):
+        """Empty array on the host, from which copies to this device are fastest."""
+        if self.kind == "cpu":
+            return np.empty(shape, dtype)
+        import cupyx
+
+        return cupyx.empty_pinned(shape, dtype)
+
+    def upload(self, buffer):
+        """Copy a :meth:`host_buffer` to this device while others compute; on the CPU it is the array itself.
+
+        The memory returns to the copies' own pool: whoever drops the array must have waited for what reads it.
+        """
+        if self.kind == "cpu":
+            return buffer
+        with self.activate(), _copy_stream(self.index) as stream:
+            array = self.xp.empty(buffer.shape, buffer.dtype)
+            array.set(buffer)
+            stream.synchronize()
+        return array
+
     def free_memory(self) -> int:
         """Bytes that can still be allocated."""
         if self.kind == "cpu":
@@ -64,6 +85,14 @@ class Device:
 
 
 CPU = Device()
+
+
+@functools.cache
+def _copy_stream(index):
+    import cupy
+
+    with cupy.cuda.Device(index):
+        return cupy.cuda.Stream(non_blocking=True)
 
 
 @functools.cache

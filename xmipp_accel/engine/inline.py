@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import dataclasses
 from collections.abc import Iterable
 from pathlib import Path
@@ -37,9 +38,11 @@ def align_movies(
     gain=None,
     dark=None,
     defects=None,
+    frame_groups=None,
     report: Callable[[MovieOutcome], None] = lambda outcome: None,
+    alignments: Path | None = None,
 ) -> list[MovieOutcome]:
-    """Align movies one after the other on one device.
+    """Align movies on one device; the next one is read, and the last one written, while one is computed.
 
     Parameters
     ----------
@@ -48,26 +51,37 @@ def align_movies(
     output_folder : path
     parameters : MovieAlignmentParameters
     device : Device
-    gain, dark, defects : path, optional
-        As for :class:`MovieAlignmentExecutor`; an unusable one is an error before the first movie.
+    gain, dark, defects, frame_groups : path, optional
+        As for :class:`MovieAlignmentExecutor`.
     report : callable
-        Called with each outcome as soon as it is known.
+        Called with each outcome, in the order of `movies`.
+    alignments : path, optional
+        Folder with the results of an earlier run; the motion of each movie is taken from its JSON file there.
 
     Returns
     -------
     list of MovieOutcome, in the order of `movies`
     """
-    executor = MovieAlignmentExecutor(parameters, device, gain=gain, dark=dark, defects=defects)
+    executor = MovieAlignmentExecutor(parameters, device, gain, dark, defects, frame_groups)
+
+    def process(movie, name):
+        alignment = alignments and alignments / f"{name}.json"
+        try:
+            return MovieOutcome(movie, executor.process(movie, output_folder, name, alignment=alignment))
+        except XmippAccelError as error:
+            return MovieOutcome(movie, error=str(error))
+
     outcomes: list[MovieOutcome] = []
     used: set[str] = set()
-    for movie in map(Path, movies):
-        name = _unique_name(movie.stem, used)
+    with concurrent.futures.ThreadPoolExecutor(executor.IN_FLIGHT) as pool:
+        jobs = [pool.submit(process, movie, _unique_name(movie.stem, used)) for movie in map(Path, movies)]
         try:
-            outcome = MovieOutcome(movie, result=executor.process(movie, output_folder, name=name))
-        except XmippAccelError as error:
-            outcome = MovieOutcome(movie, error=str(error))
-        report(outcome)
-        outcomes.append(outcome)
+            for job in jobs:
+                outcomes.append(job.result())
+                report(outcomes[-1])
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
     return outcomes
 
 

@@ -42,14 +42,14 @@ class EerHeader:
     ----------
     strips : list of (offsets, byte counts)
         One pair for each of the camera's frames.
-    group : int
-        How many of them make a frame of the movie.
+    sizes : tuple of int
+        How many of them make each frame of the movie.
     """
 
     path: Path
     coding: Coding
     strips: list
-    group: int
+    sizes: tuple[int, ...]
     upsampling: int
     sampling_rate: float
 
@@ -57,12 +57,12 @@ class EerHeader:
     def shape(self) -> tuple[int, int, int]:
         """Frames of the movie, rows, columns."""
         rows, columns = self.coding.rows * self.upsampling, self.coding.columns * self.upsampling
-        return len(self.strips) // self.group, rows, columns
+        return len(self.sizes), rows, columns
 
     @property
     def dtype(self) -> np.dtype:
         """Wide enough for an electron in each of the summed frames."""
-        return np.dtype(np.uint8 if self.group <= 255 else np.uint16)
+        return np.dtype(np.uint8 if max(self.sizes) <= 255 else np.uint16)
 
 
 def is_eer(reader: DirectoryReader) -> bool:
@@ -70,34 +70,30 @@ def is_eer(reader: DirectoryReader) -> bool:
     return any(page.whole(259) in COMPRESSIONS for page in reader.pages)
 
 
-def read_header(reader: DirectoryReader, frames, upsampling) -> EerHeader:
+def read_header(reader: DirectoryReader, divide, upsampling) -> EerHeader:
     """Check the directories of an EER file.
 
     Parameters
     ----------
     reader : DirectoryReader
-    frames : int
-        Frames that the movie shall have; a remainder of the camera's frames at the end is dropped.
+    divide : callable
+        ``divide(path, number of camera frames)`` gives how many of them make each frame of the movie.
     upsampling : {1, 2}
         2 for pixels of half the size, from the electrons' places within the pixels.
     """
     if upsampling not in (1, 2):
         raise ParameterError(f"eer_upsampling: expected 1 or 2, found {upsampling}")
-    if frames < 1:
-        raise ParameterError(f"eer_frames: expected at least 1, found {frames}")
     path = reader.path
     pages = _frame_pages(reader)
     codings = [_coding(path, page) for page in pages]
     for number, coding in enumerate(codings):
         if coding != codings[0]:
             raise InputFileError(path, f"frames like the first, {codings[0]}", f"frame {number} with {coding}")
-    if len(pages) < frames:
-        raise InputFileError(path, f"at least {frames} camera frames, to make as many", f"{len(pages)}")
+    sizes = divide(path, len(pages))
     if upsampling == 2 and not (codings[0].x_bits and codings[0].y_bits):
         raise InputFileError(path, "places within pixels, for upsampling", "a file without")
     strips = [(page.tags[STRIP_OFFSETS], page.tags[STRIP_BYTE_COUNTS]) for page in pages]
-    group = len(pages) // frames
-    return EerHeader(path, codings[0], strips[: frames * group], group, upsampling, sampling_rate(pages[0]))
+    return EerHeader(path, codings[0], strips, sizes, upsampling, sampling_rate(pages[0]))
 
 
 def _frame_pages(reader) -> list[Directory]:
@@ -164,7 +160,8 @@ def _sum_group(header, file, frame, target):
     target[:] = 0
     coding = header.coding
     widths = coding.position_bits, coding.x_bits, coding.y_bits
-    for number in range(frame * header.group, (frame + 1) * header.group):
+    start = sum(header.sizes[:frame])
+    for number in range(start, start + header.sizes[frame]):
         parts = [read_bytes(header.path, file, offset, count) for offset, count in zip(*header.strips[number])]
         stream = np.frombuffer(b"".join(parts), np.uint8)
         electrons = decode_frame(

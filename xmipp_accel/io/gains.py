@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from xmipp_accel.backend import array_module
 from xmipp_accel.errors import InputFileError, ParameterError
 from xmipp_accel.io.files import read_text
 from xmipp_accel.io.movies import open_movie
@@ -17,6 +18,23 @@ _MOST_DEFECTS = 0.5
 _TEXT_SUFFIXES = (".txt", ".defects")
 
 
+def divides(mode, gain_path, is_eer) -> bool:
+    """Whether frames are divided by a gain reference.
+
+    Parameters
+    ----------
+    mode : {"auto", "multiply", "divide"}
+        ``"auto"``: the references of EER movies show the detector's response, but for the ``.gain`` files of newer
+        cameras; all others are factors.
+    gain_path : str or os.PathLike
+    is_eer : bool
+        Whether the movie holds electron events.
+    """
+    if mode == "auto":
+        return is_eer and Path(gain_path).suffix.lower() != ".gain"
+    return mode == "divide"
+
+
 def read_gain(path, frame_shape, rotation=0, flip="none", divide=False) -> tuple[np.ndarray, np.ndarray]:
     """Read a gain reference to multiply frames by.
 
@@ -25,18 +43,18 @@ def read_gain(path, frame_shape, rotation=0, flip="none", divide=False) -> tuple
     path : str or os.PathLike
         MRC, TIFF or the .gain file of an EER movie. Row 0 is the first row stored, as in movies of all formats.
     frame_shape : (ny, nx)
-        After rotation and flip, a reference of twice this size is averaged over 2 x 2 pixels, and one of half of
-        it repeated.
+        After rotation and flip, the responses in a reference of twice this size are averaged over 2 x 2 pixels,
+        and a reference of half of it is repeated.
     rotation : {0, 90, 180, 270}
         Degrees counter-clockwise, as `numpy.rot90`; before the flip.
     flip : {"none", "up_down", "left_right"}
     divide : bool
-        The reference is one to divide by.
+        The reference is one to divide by: the gain is its mean divided by it.
 
     Returns
     -------
     gain : (ny, nx) float32 array
-        0 at defects.
+        Factor of each pixel, 0 at defects.
     defects : (ny, nx) bool array
         Where the reference is zero, negative or not finite.
 
@@ -45,13 +63,14 @@ def read_gain(path, frame_shape, rotation=0, flip="none", divide=False) -> tuple
     InputFileError
         The file is damaged, has another size, or more than half of it is defective.
     """
-    gain = _orient(_read_single(path).astype(np.float32, copy=False), rotation, flip)
+    gain = orient(_read_single(path).astype(np.float32, copy=False), rotation, flip)
     defects = ~(np.isfinite(gain) & (gain > 0))
     gain = np.where(defects, np.float32(1), gain)
-    if divide:
-        with np.errstate(over="ignore"):  # of the smallest numbers, which become defects
-            gain = 1 / gain
-    defects |= ~np.isfinite(gain)
+    with np.errstate(over="ignore"):  # of the smallest numbers, which become defects
+        inverse = 1 / gain
+        if divide and not defects.all():
+            gain = inverse * gain[~defects].mean(dtype=np.float64).astype(np.float32)
+    defects |= ~(np.isfinite(inverse) & np.isfinite(gain))
     gain[defects] = 0
     gain, defects = _fit(path, gain, defects, tuple(frame_shape))
     if np.count_nonzero(defects) > _MOST_DEFECTS * defects.size:
@@ -72,7 +91,7 @@ def read_dark(path, frame_shape, rotation=0, flip="none") -> np.ndarray:
     -------
     (ny, nx) float32 array
     """
-    dark = np.ascontiguousarray(_orient(_read_single(path).astype(np.float32, copy=False), rotation, flip))
+    dark = np.ascontiguousarray(orient(_read_single(path).astype(np.float32, copy=False), rotation, flip))
     if dark.shape != tuple(frame_shape):
         raise _wrong_size(path, "a dark reference", frame_shape, dark.shape)
     bad = dark.size - np.count_nonzero(np.isfinite(dark))
@@ -132,12 +151,13 @@ def _read_single(path) -> np.ndarray:
         return movie.read()[0]
 
 
-def _orient(array, rotation, flip):
+def orient(array, rotation=0, flip="none"):
+    """Rotate an image (y, x) of any array module counter-clockwise by so many degrees, and flip it then."""
     if rotation not in ROTATIONS:
         raise ParameterError(f"rotation: expected 0, 90, 180 or 270, found {rotation!r}")
     if flip not in FLIPS:
         raise ParameterError(f"flip: expected one of {', '.join(FLIPS)}, found {flip!r}")
-    array = np.rot90(array, rotation // 90)
+    array = array_module(array).rot90(array, rotation // 90)
     if flip == "up_down":
         return array[::-1]
     return array[:, ::-1] if flip == "left_right" else array
@@ -148,9 +168,11 @@ def _fit(path, gain, defects, frame_shape):
         return np.ascontiguousarray(gain), np.ascontiguousarray(defects)
     ny, nx = frame_shape
     if gain.shape == (2 * ny, 2 * nx):
+        # Counts add up, and so do responses, of which the gain is the inverse.
+        response = np.divide(1, gain, out=np.zeros_like(gain), where=~defects)
+        total = response.reshape(ny, 2, nx, 2).sum(axis=(1, 3))
         valid = (~defects).reshape(ny, 2, nx, 2).sum(axis=(1, 3))
-        mean = gain.reshape(ny, 2, nx, 2).sum(axis=(1, 3)) / np.maximum(valid, 1)
-        return mean.astype(np.float32), valid == 0
+        return np.divide(valid, total, out=np.zeros_like(total), where=valid > 0), valid == 0
     if frame_shape == (2 * gain.shape[0], 2 * gain.shape[1]):
         return gain.repeat(2, axis=0).repeat(2, axis=1), defects.repeat(2, axis=0).repeat(2, axis=1)
     raise _wrong_size(path, "a gain reference", frame_shape, gain.shape)

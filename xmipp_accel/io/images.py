@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 import numpy as np
@@ -113,6 +114,24 @@ def write_stack(path, array, sampling_rate, dtype=np.float32):
         mrc.write_mrc(path, array, sampling_rate, volume=False)
     else:
         raise ParameterError(f"{path}: expected a name that ends in .mrc, .mrcs, .stk, .tif or .tiff")
+
+
+@contextlib.contextmanager
+def stack_writer(path, sampling_rate, dtype=np.float32):
+    """Publish a stack as MRC (.mrc, .mrcs) image by image.
+
+    Parameters
+    ----------
+    path, sampling_rate, dtype
+        As for :func:`write_stack`.
+
+    Yields
+    ------
+    callable
+        Appends an image (y, x). The file appears when the context ends without an error.
+    """
+    with mrc.section_writer(path, sampling_rate, volume=False) as append:
+        yield lambda image: append(convert(path, image, np.dtype(dtype))[None])
 
 
 def convert(path, array, dtype: np.dtype) -> np.ndarray:

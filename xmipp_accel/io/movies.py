@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import numpy as np
 from xmipp_accel.backend.arrays import cpu_count
 from xmipp_accel.errors import InputFileError, ParameterError
 from xmipp_accel.io import eer, mrc, tiff
+from xmipp_accel.io.frame_groups import equal_groups
 from xmipp_accel.io.ifd import DirectoryReader
 
 MRC_SUFFIXES = (".mrc", ".mrcs", ".map", ".st", ".ali")
@@ -28,16 +30,22 @@ class MovieReader:
     path : Path
     shape : (n_frames, ny, nx)
     dtype : numpy.dtype
-        Of the frames: as stored, in native byte order.
+        Of the frames: as stored, in native byte order, or wide enough for their sums.
     sampling_rate : float
         A/px, 0 if the file does not tell.
+    group_sizes : tuple of int
+        How many frames of the file each frame is the sum of.
+    is_eer : bool
+        Whether the file holds electron events.
     """
 
-    def __init__(self, path, shape, dtype, sampling_rate, read):
+    def __init__(self, path, shape, dtype, sampling_rate, read, group_sizes=None, is_eer=False):
         self.path = Path(path)
         self.shape = shape
         self.dtype = np.dtype(dtype)
         self.sampling_rate = sampling_rate
+        self.group_sizes = (1,) * shape[0] if group_sizes is None else group_sizes
+        self.is_eer = is_eer
         self._read = read
 
     def __enter__(self):
@@ -89,7 +97,7 @@ class MovieReader:
             yield from self.read(start, min(start + cpu_count(), last))
 
 
-def open_movie(path, eer_frames=40, eer_upsampling=1) -> MovieReader:
+def open_movie(path, eer_frames=40, eer_upsampling=1, groups=None) -> MovieReader:
     """Open an MRC (.mrc, .mrcs), TIFF or BigTIFF (.tif, .tiff) or EER (.eer) movie.
 
     Parameters
@@ -99,6 +107,8 @@ def open_movie(path, eer_frames=40, eer_upsampling=1) -> MovieReader:
         Frames into which the camera's frames of an EER file are summed; a remainder is dropped.
     eer_upsampling : {1, 2}
         2 gives EER movies pixels of half the size, from the electrons' places within the pixels.
+    groups : FrameGroups, optional
+        Which frames of the file are summed; of EER files the camera's frames, instead of `eer_frames`.
 
     Raises
     ------
@@ -107,20 +117,52 @@ def open_movie(path, eer_frames=40, eer_upsampling=1) -> MovieReader:
     """
     suffix = Path(path).suffix.lower()
     if suffix in MRC_SUFFIXES:
-        return _reader(mrc.read_header(path), _read_mrc)
+        return _summed(_reader(mrc.read_header(path), _read_mrc), groups)
     if suffix not in TIFF_SUFFIXES:
         raise InputFileError(path, f"a name that ends in {', '.join(MRC_SUFFIXES + TIFF_SUFFIXES)}", repr(suffix))
     directories = DirectoryReader(path)
     if suffix == ".eer" or eer.is_eer(directories):
         if not eer.is_eer(directories):
             raise InputFileError(path, "pages of electron events (compression 65000, 65001 or 65002)", "none")
-        return _reader(eer.read_header(directories, eer_frames, eer_upsampling), _read_eer)
-    return _reader(tiff.check_header(directories), _read_tiff)
+        divide = groups.sizes if groups else functools.partial(equal_groups, eer_frames)
+        header = eer.read_header(directories, divide, eer_upsampling)
+        return _reader(header, _read_eer, group_sizes=header.sizes, is_eer=True)
+    return _summed(_reader(tiff.check_header(directories), _read_tiff), groups)
 
 
-def _reader(header, read):
+def _reader(header, read, **properties):
     dtype = header.dtype.newbyteorder("=")
-    return MovieReader(header.path, header.shape, dtype, header.sampling_rate, functools.partial(read, header))
+    read = functools.partial(read, header)
+    return MovieReader(header.path, header.shape, dtype, header.sampling_rate, read, **properties)
+
+
+def _summed(reader, groups):
+    """Let a reader sum the frames of its file, where there are `groups`."""
+    if groups is None:
+        return reader
+    sizes = groups.sizes(reader.path, len(reader))
+    shape = len(sizes), *reader.shape[1:]
+    dtype = _sum_dtype(reader.dtype, max(sizes))
+    read = functools.partial(_read_sums, reader, sizes, dtype)
+    return MovieReader(reader.path, shape, dtype, reader.sampling_rate, read, group_sizes=sizes)
+
+
+def _sum_dtype(dtype, count) -> np.dtype:
+    """Smallest type that holds every sum of `count` whole numbers; at least float32 for real ones."""
+    if dtype.kind == "f":
+        return np.result_type(dtype, np.float32)
+    limits = np.iinfo(dtype)
+    return np.min_scalar_type(count * (limits.min or limits.max))
+
+
+def _read_sums(reader, sizes, dtype, first, last, out):
+    result = np.empty((last - first, *reader.shape[1:]), dtype) if out is None else out
+    frames = reader.frames(sum(sizes[:first]), sum(sizes[:last]))
+    for size, target in zip(sizes[first:last], result):
+        target[:] = 0
+        for frame in itertools.islice(frames, size):
+            target += frame
+    return result
 
 
 def _read_mrc(header, first, last, out):

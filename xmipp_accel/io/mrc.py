@@ -7,6 +7,7 @@ in the low nibble. Formats: https://www.ccpem.ac.uk/mrc_format/mrc2014.php, http
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from pathlib import Path
 
@@ -198,21 +199,87 @@ def write_mrc(path, array, sampling_rate, *, volume):
     volume : bool
         Space group 1 and as many intervals along z as sections; else space group 0 and one.
     """
-    array = np.ascontiguousarray(array)
-    mode = WRITTEN_MODES.get(array.dtype.name)
-    if mode is None:
-        raise ParameterError(f"{path}: expected one of {', '.join(WRITTEN_MODES)}, found {array.dtype}")
     if array.ndim != 3 or array.size == 0:
         raise ParameterError(f"{path}: expected sections of pixels, found shape {array.shape}")
-    pixels = array.astype(array.dtype.newbyteorder("<"), copy=False)
+    with section_writer(path, sampling_rate, volume=volume) as append:
+        append(array)
+
+
+@contextlib.contextmanager
+def section_writer(path, sampling_rate, *, volume):
+    """Publish an MRC2014 file that need never be in memory as a whole.
+
+    Parameters
+    ----------
+    path, sampling_rate, volume
+        As for :func:`write_mrc`.
+
+    Yields
+    ------
+    callable
+        Appends an array (sections, rows, columns). The file appears when the context ends without an error, and
+        needs one section at least.
+    """
     with atomic_path(path) as temporary, open(temporary, "wb") as file:
-        file.write(_header_bytes(array, mode, sampling_rate, volume))
-        file.write(pixels.data)
+        sections = _Sections(path, file)
+        yield sections.append
+        file.seek(0)
+        file.write(sections.header(sampling_rate, volume))
 
 
-@np.errstate(invalid="ignore", over="ignore")  # statistics of images that are not finite are not either
-def _header_bytes(array, mode, sampling_rate, volume) -> bytes:
-    sections, rows, columns = array.shape
+class _Sections:
+    """Sections on their way into an open file, behind the place of the header."""
+
+    def __init__(self, path, file):
+        self.path, self.file = path, file
+        self.count, self.kind = 0, None
+        self.statistics = _Statistics()
+        file.write(bytes(HEADER_BYTES))
+
+    def append(self, sections):
+        kind = sections.shape[1:], sections.dtype
+        if sections.dtype.name not in WRITTEN_MODES:
+            raise ParameterError(
+                f"{self.path}: expected one of {', '.join(WRITTEN_MODES)}, found {sections.dtype}"
+            )
+        if self.kind not in (None, kind):
+            raise ParameterError(f"{self.path}: expected sections as before, {self.kind}, found {kind}")
+        self.kind, self.count = kind, self.count + len(sections)
+        self.statistics.add(sections)
+        pixels = np.ascontiguousarray(sections).astype(sections.dtype.newbyteorder("<"), copy=False)
+        self.file.write(pixels.data)
+
+    def header(self, sampling_rate, volume) -> bytes:
+        if self.kind is None:
+            raise ParameterError(f"{self.path}: expected at least one section, found none")
+        (rows, columns), dtype = self.kind
+        shape = self.count, rows, columns
+        return _header_bytes(shape, WRITTEN_MODES[dtype.name], sampling_rate, volume, self.statistics)
+
+
+class _Statistics:
+    """Extremes, mean and variance of arrays that come one by one."""
+
+    def __init__(self):
+        self.low, self.high = np.inf, -np.inf
+        self.count = 0
+        self.mean = self.squares = 0.0
+
+    @np.errstate(invalid="ignore", over="ignore")  # statistics of images that are not finite are not either
+    def add(self, array):
+        # NumPy squares halves as halves, which overflow.
+        values = array.astype(np.float32) if array.dtype == np.float16 else array
+        self.low, self.high = np.minimum(self.low, values.min()), np.maximum(self.high, values.max())
+        mean, squares = values.mean(dtype=np.float64), values.var(dtype=np.float64) * values.size
+        total = self.count + values.size
+        difference = mean - self.mean
+        self.squares += squares + difference**2 * self.count * values.size / total
+        self.mean += difference * values.size / total
+        self.count = total
+
+
+def _header_bytes(shape, mode, sampling_rate, volume, statistics) -> bytes:
+    sections, rows, columns = shape
     intervals = columns, rows, (sections if volume else 1)
     words = np.zeros(256, "<i4")
     floats = words.view("<f4")
@@ -221,13 +288,11 @@ def _header_bytes(array, mode, sampling_rate, volume) -> bytes:
     floats[10:13] = np.multiply(intervals, sampling_rate)
     floats[13:16] = 90
     words[16:19] = 1, 2, 3
-    # NumPy squares halves as halves, which overflow.
-    values = array.astype(np.float32) if array.dtype == np.float16 else array
-    floats[19:22] = values.min(), values.max(), values.mean(dtype=np.float64)
+    floats[19:22] = statistics.low, statistics.high, statistics.mean
     words[22] = 1 if volume else 0
     words[27] = 20141
     words[52:54] = np.frombuffer(b"MAP " + LITTLE_ENDIAN_STAMP, "<i4")
-    floats[54] = values.std(dtype=np.float64)
+    floats[54] = np.sqrt(statistics.squares / statistics.count)
     words[55] = 1
     label = b"xmipp_accel".ljust(80)
     return words[:56].tobytes() + label + bytes(720)

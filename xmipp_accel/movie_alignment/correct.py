@@ -1,7 +1,7 @@
 """Averages of motion-corrected frames.
 
-Whole-frame translations are exact phase shifts; motion that varies over the frame is corrected by cubic B-spline
-interpolation. Binning crops the averages' Fourier transforms.
+Whole-frame translations are exact phase shifts; motion that varies over the frame and anisotropic magnification
+are corrected together, by one cubic B-spline interpolation. Binning crops the averages' Fourier transforms.
 """
 
 from __future__ import annotations
@@ -9,7 +9,9 @@ from __future__ import annotations
 import numpy as np
 
 from xmipp_accel.backend import array_module, cuda_kernel, fft_module, to_host
-from xmipp_accel.movie_alignment.dose import DoseWeights
+from xmipp_accel.movie_alignment import quality
+from xmipp_accel.movie_alignment.averages import Halves, half_plane, in_frame_weight
+from xmipp_accel.movie_alignment.dose import DoseWeights, accumulated
 from xmipp_accel.movie_alignment.spectra import crop_half_plane, phases
 from xmipp_accel.numerics import bspline
 
@@ -80,32 +82,58 @@ class MotionCorrector:
         Empty for translations alone.
     shape : (int, int)
         Of the frames.
+    magnification : Magnification, optional
+        Stretch of the averages.
     """
 
-    def __init__(self, shifts, control_points, shape):
+    def __init__(self, shifts, control_points, shape, magnification=None):
         self.shifts, self.shape = np.asarray(shifts), tuple(shape)
-        self.local = np.asarray(control_points).size > 0
-        if self.local:
-            nodes = [np.arange(max(2, -(-(s - 1) // GRID_STEP) + 1)) * float(GRID_STEP) for s in self.shape]
-            lengths = (float(len(self.shifts)), *map(float, self.shape))
+        self._stretch = None if magnification is None or magnification.is_identity else magnification
+        control_points = np.asarray(control_points)
+        self.interpolates = control_points.size > 0 or self._stretch is not None
+        self._path = self.shifts
+        if self.interpolates:
+            self._grid = self._translations(control_points)
+            self._path = self._grid.mean(axis=(1, 2))
+
+    def _translations(self, control_points):
+        """Translations (n, gy, gx, 2) to apply at the warp's nodes."""
+        nodes = [np.arange(max(2, -(-(s - 1) // GRID_STEP) + 1)) * float(GRID_STEP) for s in self.shape]
+        frames, lengths = np.arange(len(self.shifts)), (float(len(self.shifts)), *map(float, self.shape))
+        whole = self.shifts[:, None, None]
+        if self._stretch is None:
             # Nodes beyond the border stay in the spline's domain; linear interpolation there is never used.
             y, x = (np.minimum(node, s) for node, s in zip(nodes, self.shape))
-            self._grid = bspline.evaluate_grid(control_points, np.arange(len(self.shifts)), y, x, lengths)
+            return whole + bspline.evaluate_grid(control_points, frames, y, x, lengths)
+        average = np.stack(np.meshgrid(*nodes, indexing="ij"), axis=-1)
+        seen = self._stretch.in_frame(average)
+        whole = whole + (average - seen)
+        if not control_points.size:
+            return whole
+        y, x = (np.clip(seen[..., axis].ravel(), 0, self.shape[axis]) for axis in (0, 1))
+        return whole + bspline.evaluate_frames(control_points, frames, y, x, lengths).reshape(whole.shape)
 
-    def image(self, frame, t):
-        """Corrected frame in real space."""
-        if self.local:
-            return warp(frame, (self._grid[t] + self.shifts[t]).astype(np.float32))
-        return fft_module(frame).irfft2(self.spectrum(frame, t), s=self.shape)
-
-    def spectrum(self, frame, t):
-        """Its Fourier transform."""
-        if self.local:
-            return fft_module(frame).rfft2(self.image(frame, t))
+    def corrected(self, frame, t):
+        """Frame `t` corrected, as an image if it is interpolated, else as its half-plane transform."""
+        if self.interpolates:
+            return warp(frame, self._grid[t].astype(np.float32))
         return translate_spectrum(frame, self.shifts[t])
 
+    def in_frame_weight(self, t, xp):
+        """Amplitude (ny, nx // 2 + 1) that the motion during frame `t` leaves.
 
-def corrected_averages(movie, frames, corrector, parameters, sampling_rate, first_frame=0, on_frame=None):
+        It is taken for half the way from the frame before to the frame behind, averaged over the field of view.
+        """
+        before, behind = max(t - 1, 0), min(t + 1, len(self._path) - 1)
+        motion = (self._path[behind] - self._path[before]) / max(1, behind - before)
+        if self._stretch is not None:
+            motion = self._stretch.matrix @ motion
+        return in_frame_weight(self.shape, motion, xp)
+
+
+def corrected_averages(
+    movie, frames, corrector, parameters, sampling_rate, exposures, first_frame=0, blank=(), on_corrected=None
+):
     """Correct the frames and average them.
 
     Parameters
@@ -117,65 +145,80 @@ def corrected_averages(movie, frames, corrector, parameters, sampling_rate, firs
     parameters : MovieAlignmentParameters
     sampling_rate : float
         A/px of the movie.
+    exposures : ndarray, shape (n,)
+        Of each of the movie's frames, e/A^2; zeros if unknown.
     first_frame : int
         Number of the file's frames before the movie's first, which count for even and odd.
-    on_frame : callable, optional
-        Called after each frame.
+    blank : collection of int
+        Those of `frames` that are not averaged, since they have no contrast.
+    on_corrected : callable, optional
+        Called with each corrected frame, blank ones too, on the host and binned.
 
     Returns
     -------
-    dict of str to ndarray
-        ``unweighted``, ``even``, ``odd`` and, with a dose, ``dose_weighted``, on the host, binned;
-        ``aligned_movie`` if it is wanted.
+    images : dict of str to ndarray
+        On the host, binned: those of ``unweighted``, ``dose_weighted``, ``even``, ``odd``, ``dose_weighted_even``,
+        ``dose_weighted_odd``, ``initial``, ``power_spectrum`` and ``power_spectrum_initial`` that are wanted.
+    numbers : dict of str to float
+        See :func:`xmipp_accel.movie_alignment.quality.even_odd_frc`.
     """
     xp, shape = movie.xp, movie.shape[1:]
-    halves = [None, None]
-    counts = [0, 0]
-    dose = weighted = None
-    if parameters.dose_per_frame > 0 and parameters.save_dose_weighted:
+    initial, plain, weighted = Halves(), Halves(), Halves()
+    noise = exposures if exposures.any() else np.ones(len(exposures))
+    dose = None
+    if exposures.any() and parameters.save_dose_weighted:
         # What all frames have received before cancels, since the noise keeps its power; so does the pre-exposure.
-        exposures = parameters.dose_per_frame * (np.asarray(frames) - frames[0])
-        dose = DoseWeights(shape, sampling_rate, exposures, parameters.voltage, xp)
-        weighted = xp.zeros((shape[0], shape[1] // 2 + 1), dtype=xp.complex64)
-    stack = []
-    for k, t in enumerate(frames):
-        frame = movie.frame(t)
-        corrected = corrector.image(frame, t) if corrector.local else corrector.spectrum(frame, t)
-        half = (first_frame + t) % 2
-        halves[half] = corrected if halves[half] is None else halves[half] + corrected
-        counts[half] += 1
+        received = accumulated(exposures)
+        dose = DoseWeights(shape, sampling_rate, received - received[frames[0]], parameters.voltage, xp)
+    for t in frames:
+        frame, index = movie.frame(t), first_frame + t
+        if t not in blank:
+            initial.add(index, frame)  # before the correction, which may overwrite its border
+        corrected = corrector.corrected(frame, t)
+        if on_corrected is not None:
+            on_corrected(to_host(_binned(corrected, shape, parameters.bin_factor)))
+        if t in blank:
+            continue
+        weight = corrector.in_frame_weight(t, xp) if parameters.correct_in_frame_motion else None
+        if weight is not None or dose is not None:
+            corrected = half_plane(corrected)
+        plain.add(index, corrected, weight, noise[t])
         if dose is not None:
-            spectrum = fft_module(corrected).rfft2(corrected) if corrector.local else corrected
-            weighted += spectrum * dose.weight(k)
-        if parameters.save_aligned_movie:
-            stack.append(_finish(corrected, shape, parameters.bin_factor, 1.0))
-        if on_frame is not None:
-            on_frame()
-    return _collect(halves, counts, dose, weighted, stack, shape, parameters)
+            by_dose = dose.weight(t)
+            weighted.add(index, corrected, by_dose if weight is None else weight * by_dose, noise[t])
+    images = _images(plain, weighted, initial, shape, parameters)
+    return images, quality.even_odd_frc(plain, initial, shape, sampling_rate)
 
 
-def _collect(halves, counts, dose, weighted, stack, shape, parameters):
-    factor, n = parameters.bin_factor, sum(counts)
-    total = halves[0] if halves[1] is None else halves[1] if halves[0] is None else halves[0] + halves[1]
-    averages = {"unweighted": _finish(total, shape, factor, n)}
-    if parameters.save_even_odd and min(counts) > 0:
-        # Frames count from 1 for users, from 0 here.
-        averages["odd"], averages["even"] = (_finish(h, shape, factor, c) for h, c in zip(halves, counts))
-    if dose is not None:
-        averages["dose_weighted"] = _finish(weighted * dose.restoration(), shape, factor, 1.0)
-    if stack:
-        averages["aligned_movie"] = np.stack(stack)
-    return averages
+def _images(plain, weighted, initial, shape, parameters):
+    """Wanted images on the host, by the names of `corrected_averages`."""
+    images = {}
+
+    def finish(average):
+        return _binned(average.mean(), shape, parameters.bin_factor)
+
+    if parameters.save_unweighted:
+        images["unweighted"] = finish(plain.all())
+    if parameters.save_initial_average:
+        images["initial"] = finish(initial.all())
+    if parameters.save_power_spectrum:
+        for suffix, halves in (("", plain), ("_initial", initial)):
+            images[f"power_spectrum{suffix}"] = quality.power_spectrum(finish(halves.all()))
+    if weighted.all().count:
+        images["dose_weighted"] = finish(weighted.all())
+    for prefix, halves in (("", plain), ("dose_weighted_", weighted)):
+        if parameters.save_even_odd and halves.complete:
+            images |= {f"{prefix}even": finish(halves.even), f"{prefix}odd": finish(halves.odd)}
+    return {name: to_host(image) for name, image in images.items()}
 
 
-def _finish(image, shape, factor, divisor):
-    """Divide, bin, and bring to the host an image given in real or Fourier space."""
+def _binned(frame, shape, factor):
+    """Binned image of what is an image or its half-plane transform."""
+    if factor == 1 and frame.dtype.kind == "f":
+        return frame
     new_shape = binned_shape(shape, factor)
-    if image.dtype.kind == "f":
-        if factor == 1:
-            return to_host(image) / np.float32(divisor)
-        image = fft_module(image).rfft2(image)
+    spectrum = half_plane(frame)
     if factor != 1:
-        image = crop_half_plane(image, shape, new_shape)
-    scale = new_shape[0] * new_shape[1] / (shape[0] * shape[1]) / divisor
-    return to_host(fft_module(image).irfft2(image, s=new_shape)) * np.float32(scale)
+        spectrum = crop_half_plane(spectrum, shape, new_shape)
+    scale = new_shape[0] * new_shape[1] / (shape[0] * shape[1])
+    return fft_module(spectrum).irfft2(spectrum, s=new_shape) * array_module(spectrum).float32(scale)

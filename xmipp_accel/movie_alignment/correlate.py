@@ -9,6 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from xmipp_accel.backend import array_module, to_host
+from xmipp_accel.movie_alignment.others import newton_step
 
 
 def window_maximum(cross, fy, fx, radius, step):
@@ -45,27 +46,26 @@ def window_maximum(cross, fy, fx, radius, step):
 
 
 def moments(cross, fy, fx, shifts):
-    """Sums of ``fy**a fx**b cross`` after translation by `shifts`, complex128 of shape (b, 3, 3) on the host."""
+    """Sums of ``fy**a fx**b cross`` after translation by `shifts` (b, 2): complex128 of shape (b, 3, 3)."""
     xp = array_module(cross)
-    shifts = np.asarray(shifts, dtype=np.float64)
-    powers_y = np.stack([np.ones_like(fy), fy, fy * fy])
-    powers_x = np.stack([np.ones_like(fx), fx, fx * fx], axis=1)
-    wave_y = (np.exp(-2j * np.pi * shifts[:, :1] * fy)[:, None, :] * powers_y).astype(np.complex64)
-    wave_x = (np.exp(-2j * np.pi * shifts[:, 1:] * fx)[:, :, None] * powers_x).astype(np.complex64)
-    inner = xp.matmul(cross, xp.asarray(wave_x))
-    return to_host(xp.matmul(xp.asarray(wave_y), inner)).astype(np.complex128)
+    fy, fx, shifts = (xp.asarray(values, dtype=xp.float64) for values in (fy, fx, shifts))
+    powers_y = xp.stack([xp.ones_like(fy), fy, fy * fy])
+    powers_x = xp.stack([xp.ones_like(fx), fx, fx * fx], axis=1)
+    wave_y = (xp.exp(-2j * np.pi * shifts[:, :1] * fy)[:, None, :] * powers_y).astype(xp.complex64)
+    wave_x = (xp.exp(-2j * np.pi * shifts[:, 1:] * fx)[:, :, None] * powers_x).astype(xp.complex64)
+    return xp.matmul(wave_y, xp.matmul(cross, wave_x)).astype(xp.complex128)
 
 
 def derivatives(moment):
     """Gradient (b, 2) and negative Hessian (b, 2, 2) of the correlation, from :func:`moments`."""
-    gradient = 2 * np.pi * np.stack([moment[:, 1, 0].imag, moment[:, 0, 1].imag], axis=1)
-    curvature = np.empty((len(moment), 2, 2))
-    curvature[:, 0, 0], curvature[:, 1, 1] = moment[:, 2, 0].real, moment[:, 0, 2].real
-    curvature[:, 0, 1] = curvature[:, 1, 0] = moment[:, 1, 1].real
-    return gradient, (2 * np.pi) ** 2 * curvature
+    xp = array_module(moment)
+    gradient = 2 * np.pi * xp.stack([moment[:, 1, 0].imag, moment[:, 0, 1].imag], axis=1)
+    yy, yx, xx = moment[:, 2, 0].real, moment[:, 1, 1].real, moment[:, 0, 2].real
+    rows = xp.stack([xp.stack([yy, yx], axis=1), xp.stack([yx, xx], axis=1)], axis=1)
+    return gradient, (2 * np.pi) ** 2 * rows
 
 
-def newton(cross, fy, fx, start, iterations=4, reach=np.inf):
+def newton(cross, fy, fx, start, iterations=3, reach=np.inf):
     """Climb to the correlation's maximum.
 
     Parameters
@@ -84,49 +84,17 @@ def newton(cross, fy, fx, start, iterations=4, reach=np.inf):
     curvature : ndarray, shape (b, 2, 2)
         Negative Hessian there; zero where the climb failed.
     """
-    start = np.asarray(start, dtype=np.float64)
-    shifts = start.copy()
-    fastest = 0.25 / max(np.abs(fy).max(), np.abs(fx).max())
+    xp = array_module(cross)
+    start = xp.asarray(start, dtype=xp.float64)
+    shifts = start
+    longest = 1.0 / max(np.abs(fy).max(), np.abs(fx).max())
     for _ in range(iterations):
-        gradient, curvature = derivatives(moments(cross, fy, fx, shifts))
-        definite, step = ascent(gradient, curvature)
-        length = np.hypot(step[:, 0], step[:, 1])
-        step *= np.minimum(1.0, 4 * fastest / np.maximum(length, 1e-12))[:, None]
-        shifts += step
-        if length.max(initial=0.0) < 1e-4:
-            break
+        step, _ = newton_step(*derivatives(moments(cross, fy, fx, shifts)))
+        length = xp.hypot(step[:, 0], step[:, 1])
+        shifts = shifts + step * xp.minimum(1.0, longest / xp.maximum(length, 1e-12))[:, None]
     gradient, curvature = derivatives(moments(cross, fy, fx, shifts))
-    definite, _ = ascent(gradient, curvature)
-    failed = ~definite | ~(np.hypot(*(shifts - start).T) <= reach)
-    shifts[failed] = start[failed]
-    curvature[failed] = 0.0
-    return shifts, curvature
-
-
-def ascent(gradient, curvature):
-    """Whether each Hessian is definite, and Newton's step, or one along the gradient where it is not."""
-    trace = np.trace(curvature, axis1=1, axis2=2)
-    determinant = curvature[:, 0, 0] * curvature[:, 1, 1] - curvature[:, 0, 1] ** 2
-    definite = (trace > 0) & (determinant > 1e-3 * trace**2)
-    safe = np.where(
-        definite[:, None, None], curvature, np.eye(2) * np.maximum(np.abs(trace), 1e-30)[:, None, None]
-    )
-    return definite, np.linalg.solve(safe, gradient[..., None])[..., 0]
-
-
-def gradient_variance(cross_power, fy, fx):
-    """Variance (b, 2, 2) of the gradient when cross-spectra are noise of these weighted powers (b, ky, kx)."""
-    moment = moments(cross_power.astype(np.complex64), fy, fx, np.zeros((len(cross_power), 2))).real
-    variance = np.empty((len(moment), 2, 2))
-    variance[:, 0, 0], variance[:, 1, 1] = moment[:, 2, 0], moment[:, 0, 2]
-    variance[:, 0, 1] = variance[:, 1, 0] = moment[:, 1, 1]
-    return 0.5 * (2 * np.pi) ** 2 * variance
-
-
-def shift_information(curvature, variance):
-    """Information matrix H V^-1 H of shifts (b, 2, 2), the inverse of their covariance."""
-    trace = np.trace(variance, axis1=1, axis2=2)
-    known = trace > 0
-    safe = np.where(known[:, None, None], variance, np.eye(2))
-    information = curvature @ np.linalg.solve(safe, curvature)
-    return np.where(known[:, None, None], information, 0.0)
+    _, definite = newton_step(gradient, curvature)
+    moved = shifts - start
+    found = definite & (xp.hypot(moved[:, 0], moved[:, 1]) <= reach)
+    shifts = xp.where(found[:, None], shifts, start)
+    return to_host(shifts), to_host(xp.where(found[:, None, None], curvature, 0.0))

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from xmipp_accel.backend import array_module
+
 # Critical exposure relative to 300 kV; at 100 kV as RELION 5 has it. Linear in between, constant outside.
 VOLTAGES = (100.0, 200.0, 300.0)
 FACTORS = (0.64, 0.8, 1.0)
@@ -14,10 +16,16 @@ FACTORS = (0.64, 0.8, 1.0)
 
 def critical_exposure(frequency, voltage=300.0):
     """Exposure (e/A^2) that leaves 1/e of the signal's power; `frequency` in 1/A, infinite at zero."""
-    frequency = np.asarray(frequency, dtype=np.float64)
-    factor = np.interp(voltage, VOLTAGES, FACTORS)
+    xp = array_module(frequency)
+    frequency = xp.asarray(frequency, dtype=xp.float64)
+    factor = float(np.interp(voltage, VOLTAGES, FACTORS))
     with np.errstate(divide="ignore"):
         return factor * (0.24499 * frequency**-1.6649 + 2.8141)
+
+
+def accumulated(exposures):
+    """Exposure up to the middle of each frame, from the exposures (e/A^2) of all frames, shape (n,)."""
+    return np.cumsum(exposures) - 0.5 * np.asarray(exposures)
 
 
 class DoseWeights:
@@ -29,32 +37,23 @@ class DoseWeights:
         Image (ny, nx).
     sampling_rate : float
         A/px.
-    exposures : ndarray, shape (n,)
-        Of each frame that will be summed, e/A^2; only their differences matter after :meth:`restoration`.
+    received : ndarray, shape (n,)
+        Exposure that the specimen has received at each frame that will be summed, e/A^2, as from
+        :func:`accumulated`; only differences matter in a
+        :class:`xmipp_accel.movie_alignment.averages.WeightedMean`.
     voltage : float
         kV.
     xp : module
         `numpy` or `cupy`.
     """
 
-    def __init__(self, shape, sampling_rate, exposures, voltage, xp):
+    def __init__(self, shape, sampling_rate, received, voltage, xp):
         fy, fx = np.fft.fftfreq(shape[0], sampling_rate), np.fft.rfftfreq(shape[1], sampling_rate)
-        rate = -0.5 / critical_exposure(np.hypot(fy[:, None], fx[None]), voltage)
-        self._rate = xp.asarray(rate.astype(np.float32))
-        self.exposures = np.asarray(exposures, dtype=np.float64)
+        frequency = xp.hypot(xp.asarray(fy)[:, None], xp.asarray(fx))
+        self._rate = (-0.5 / critical_exposure(frequency, voltage)).astype(xp.float32)
+        self._received = np.asarray(received, dtype=np.float64)
         self._xp = xp
 
     def weight(self, k):
         """Weight of frame `k`, float32 of shape (ny, nx // 2 + 1)."""
-        return self._xp.exp(self._rate * self._xp.float32(self.exposures[k]))
-
-    def restoration(self):
-        """Factor for the weighted sum that gives noise the power that the plain mean has.
-
-        The weighted sum is divided by ``sqrt(n sum(w**2))``, so that equal weights give the mean.
-        """
-        square = self._xp.zeros_like(self._rate)
-        for k in range(len(self.exposures)):
-            square += self.weight(k) ** 2
-        floor = self._xp.float32(1e-30)
-        return 1 / self._xp.sqrt(len(self.exposures) * self._xp.maximum(square, floor))
+        return self._xp.exp(self._rate * self._xp.float32(self._received[k]))

@@ -6,14 +6,21 @@ import dataclasses
 
 import numpy as np
 
-from xmipp_accel.movie_alignment.model import LocalModel, Stiffness, robust_factors
-from xmipp_accel.movie_alignment.patches import frame_groups, measure_patches
-from xmipp_accel.movie_alignment.spectra import gaussian
-from xmipp_accel.movie_alignment.whole_frame import combined_weight
+from xmipp_accel.backend import array_module, to_host
+from xmipp_accel.movie_alignment.model import LocalModel, Stiffness, centred, robust_factors
+from xmipp_accel.movie_alignment.patches import PatchStack, frame_groups, make_grid, measure_patches
+from xmipp_accel.movie_alignment.spectra import SignalSpectrum, gaussian
+from xmipp_accel.movie_alignment.whole_frame import combined_weight, frames_on_grid, low_pass_limit
 from xmipp_accel.numerics import bspline
 
-# Low-pass (A, half amplitude) of the early rounds, which widens their capture; 0 uses all that was measured.
-ROUNDS = (20.0, 10.0, 0.0, 0.0)
+# Of a remaining translation in the rounds without low-pass, A.
+UNFILTERED_REACH = 6.0
+# Low-pass (A, half amplitude) of the rounds on a coarse grid, which find the motion, and on the fine grid, which
+# measure it; 0 uses all frequencies as they were measured.
+COARSE_ROUNDS, FINE_ROUNDS = (20.0, 20.0), (10.0, 0.0, 0.0)
+# The fine grid keeps the frequencies that hold this part of the information.
+INFORMATION = 0.95
+CONTROL_SPACING = 1000.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,84 +31,124 @@ class LocalAlignment:
     ----------
     shifts : ndarray, shape (n, 2)
     control_points : ndarray, shape (nt, ny, nx, 2)
+    spectrum : SignalSpectrum
+        Of the patches.
+    stiffness : Stiffness
     gain : float
         Cross-validated: the part of the patches' motion, noise included, that the model predicts.
     residual : float
         Weighted rms difference between patches and model, px.
-    stiffness : Stiffness
+    patches : (int, int)
+        Along y and x.
     """
 
     shifts: np.ndarray
     control_points: np.ndarray
-    gain: float
-    residual: float
+    spectrum: SignalSpectrum
     stiffness: Stiffness
+    gain: float = 0.0
+    residual: float = 0.0
+    patches: tuple[int, int] = (0, 0)
 
 
-def align_locally(images, times, grid, whole, parameters, sampling_rate, lengths, n_control):
+def align_locally(spectra, times, shape, whole, parameters, sampling_rate):
     """Refine the shifts of whole frames by a field that varies over the frame.
 
     Parameters
     ----------
-    images : array, shape (n, my, mx)
-        Frames on the working grid, not shifted.
+    spectra : Spectra
+        Of the frames, not shifted.
     times : ndarray of int, shape (n,)
         Which of the movie's aligned frames they are; blank ones are missing.
-    grid : PatchGrid
+    shape : (int, int, int)
+        Frames, height and width of the movie.
     whole : WholeFrameAlignment
         Of the same frames.
     parameters : MovieAlignmentParameters
     sampling_rate : float
         A/px of the movie.
-    lengths : (float, float, float)
-        Frames, height and width of the movie.
-    n_control : (int, int, int)
 
     Returns
     -------
     LocalAlignment
     """
-    groups = frame_groups(len(images), parameters.group_frames)
-    edges = tuple(grid.size * p for p in grid.pixel)
-    centres = [times[g].mean() for g in groups]
-    model = LocalModel(n_control, lengths, grid.positions, edges, centres)
-    shifts, points, spectrum = np.array(whole.shifts), np.zeros((*n_control, 2)), whole.spectrum
-    stiffness, gain, residual = Stiffness(1.0, 1.0), 0.0, 0.0
-    for resolution in ROUNDS:
-        field = shifts[:, None] + _at_patches(points, grid, times, lengths)
-        weight = _weight(spectrum, sampling_rate, parameters.max_resolution, resolution)
-        found = measure_patches(images, grid, field, groups, weight, _reach(resolution, sampling_rate))
-        values = found.shifts + _at_patches(points, grid, centres, lengths).swapaxes(0, 1)
-        information = np.diagonal(found.information, axis1=2, axis2=3)
-        information = information * robust_factors(_centred(found.shifts, information), information)[..., None]
+    n_control = control_counts(parameters, shape, sampling_rate)
+    found = LocalAlignment(np.array(whole.shifts), np.zeros((*n_control, 2)), whole.spectrum, Stiffness(1.0, 1.0))
+    limits = low_pass_limit(COARSE_ROUNDS[0], sampling_rate), whole.spectrum.limit(INFORMATION)
+    for limit, rounds in zip(limits, (COARSE_ROUNDS, FINE_ROUNDS)):
+        grid = _WorkingGrid(spectra.crop(limit), times, shape, n_control, parameters, sampling_rate)
+        stack = PatchStack(grid.images, grid.patches, grid.field(found))
+        for resolution in rounds:
+            found = grid.refine(stack, found, resolution)
+            if not resolution and found.gain < 0:  # another round would not find any local motion
+                return found
+    return found
+
+
+def control_counts(parameters, shape, sampling_rate):
+    """Control points in t, y and x, as wanted or one for each 1000 A and each seven frames, and three more."""
+    wanted = parameters.control_points_t, parameters.control_points_y, parameters.control_points_x
+    automatic = [int(np.ceil(shape[0] / 7)) + 3]
+    automatic += [max(5, round(length * sampling_rate / CONTROL_SPACING) + 3) for length in shape[1:]]
+    return tuple(w or a for w, a in zip(wanted, automatic))
+
+
+class _WorkingGrid:
+    """Frames, patches and model at one resolution."""
+
+    def __init__(self, spectra, times, shape, n_control, parameters, sampling_rate):
+        self.parameters, self.sampling_rate, self.times = parameters, sampling_rate, times
+        self.images = frames_on_grid(spectra, spectra.shape)
+        self.lengths = tuple(map(float, shape))
+        origin = tuple((s - e) // 2 for s, e in zip(shape[1:], spectra.extent))
+        edge = min(parameters.min_local_resolution / sampling_rate, min(spectra.extent) / 2)
+        counts = parameters.patches_y, parameters.patches_x
+        self.patches = make_grid(spectra.shape, spectra.extent, origin, edge, counts)
+        self.groups = frame_groups(len(times), parameters.group_frames)
+        self.centres = [times[group].mean() for group in self.groups]
+        edges = tuple(self.patches.size * p for p in self.patches.pixel)
+        positions, xp = self.patches.positions, array_module(self.images)
+        self.model = LocalModel(n_control, self.lengths, positions, edges, self.centres, xp)
+
+    def field(self, found):
+        """Translations (n, p, 2) at the patches' centres."""
+        return found.shifts[:, None] + self._local(found, self.times)
+
+    def _local(self, found, times):
+        patches = self.patches
+        values = bspline.evaluate_grid(
+            found.control_points, times, patches.centres_y, patches.centres_x, self.lengths
+        )
+        return values.reshape(len(times), -1, 2)
+
+    def refine(self, stack, found, resolution):
+        """One round: measure the patches, weight them, fit the model."""
+        xp, model = array_module(self.images), self.model
+        weight = self._weight(found.spectrum, resolution)
+        reach = (resolution or UNFILTERED_REACH) / self.sampling_rate
+        measured = measure_patches(stack, self.field(found), self.groups, weight, reach)
+        values = measured.shifts + xp.asarray(self._local(found, self.centres).swapaxes(0, 1))
+        factors = robust_factors(centred(measured.shifts, measured.information), measured.information)
+        information = measured.information * factors[..., None]
+        stiffness, gain = found.stiffness, found.gain
         if not resolution:
-            stiffness, gain = model.choose_stiffness(values, information)
+            stiffness, gain = model.choose_stiffness(values, information, stiffness)
         points = model.fit(values, information, stiffness)
-        misfit = _centred(values - model.predict(points), information)
-        residual = float(np.sqrt((information * misfit**2).sum() / max(information.sum(), 1e-300)))
-        shifts = shifts + found.frame_shifts - found.frame_shifts.mean(axis=0)
-        spectrum = found.spectrum
-    return LocalAlignment(shifts, points, gain, residual, stiffness)
+        misfit = centred(values - model.predict(points), information)
+        residual = xp.sqrt((information * misfit**2).sum() / xp.maximum(information.sum(), 1e-300))
+        step = to_host(measured.frame_shifts)
+        return LocalAlignment(
+            found.shifts + step - step.mean(axis=0),
+            to_host(points),
+            measured.spectrum,
+            stiffness,
+            gain,
+            float(residual),
+            (len(self.patches.centres_y), len(self.patches.centres_x)),
+        )
 
-
-def _weight(spectrum, sampling_rate, max_resolution, resolution):
-    base = combined_weight(spectrum, sampling_rate, max_resolution)
-    if not resolution:
-        return base
-    return lambda radius: gaussian(radius, max(resolution, max_resolution), sampling_rate)
-
-
-def _reach(resolution, sampling_rate):
-    return (resolution or 6.0) / sampling_rate
-
-
-def _at_patches(points, grid, times, lengths):
-    """Local field (n, p, 2) at the patches' centres."""
-    values = bspline.evaluate_grid(points, times, grid.centres_y, grid.centres_x, lengths)
-    return values.reshape(len(times), -1, 2)
-
-
-def _centred(values, information):
-    """Values less what all patches of a group share."""
-    total = np.maximum(information.sum(axis=0), 1e-300)
-    return values - (information * values).sum(axis=0) / total
+    def _weight(self, spectrum, resolution):
+        finest = self.parameters.max_resolution
+        if not resolution:
+            return combined_weight(spectrum, self.sampling_rate, finest)
+        return lambda radius: gaussian(radius, max(resolution, finest), self.sampling_rate)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
 
+from xmipp_accel.errors import InputFileError
 from xmipp_accel.io.publish import atomic_path
 from xmipp_accel.io.tables import read_blocks, write_blocks
 from xmipp_accel.numerics import bspline
@@ -30,6 +32,8 @@ def xmipp_coefficients(result):
 
 def write_xmd(path, result, blank=()):
     """Write FlexAlign's three blocks; labels are spelt as Xmipp spells them.
+
+    Frames are the movie's, also where these are sums of the file's, as Xmipp counts those of EER files.
 
     Parameters
     ----------
@@ -81,6 +85,9 @@ def read_xmd(path):
         ``control_points`` (nt, ny, nx, 2) of the total motion.
     """
     blocks = read_blocks(path)
+    for name, label in (("frameShifts", "shiftX"), ("frameShifts", "enabled"), ("referenceFrame", "ref")):
+        if label not in blocks.get(name, {}):
+            raise InputFileError(path, f"{label} in a block {name}", f"the blocks {', '.join(blocks)}")
     frames = blocks["frameShifts"]
     motion = {
         "shifts": np.stack([frames["shiftY"], frames["shiftX"]], axis=1).astype(np.float64),
@@ -100,11 +107,49 @@ def _vectors(blocks):
     return [(name, blocks["localAlignment"][name]) for name in names]
 
 
-def relion_polynomial(result):
+class RelionFrames:
+    """The frames that RELION will make of the movie's file, on which this movie's are placed.
+
+    RELION sums frames of EER files only, and equally many for each: the greatest number that divides all of ours.
+
+    Parameters
+    ----------
+    result : MovieAlignmentResult
+    is_eer : bool
+
+    Attributes
+    ----------
+    grouping : int
+        Frames of the file in each of RELION's.
+    count : int
+        RELION's frames.
+    first, last : int
+        Range (exclusive) of those that belong to aligned frames.
+    times : ndarray, shape (last - first,)
+        Where their middles lie among the aligned frames; those of the first and the last are not passed.
+    """
+
+    def __init__(self, result, is_eer):
+        self.grouping = math.gcd(*result.group_sizes) if is_eer else 1
+        ends = np.cumsum(result.group_sizes) // self.grouping
+        starts = np.concatenate([[0], ends[:-1]])
+        aligned = slice(result.first_frame, result.first_frame + result.n_aligned)
+        self.count, self.first, self.last = int(ends[-1]), int(starts[aligned][0]), int(ends[aligned][-1])
+        middles = 0.5 * (starts + ends - 1)[aligned]
+        self.times = np.interp(np.arange(self.first, self.last), middles, np.arange(result.n_aligned))
+
+
+def relion_polynomial(result, times=None):
     """Fit RELION's model of local motion.
 
     The terms are ``{1, x, x^2, y, y^2, x y}`` times ``{z, z^2, z^3}`` with x and y from -1/2 to 1/2 and z in
-    frames since the first aligned one.
+    RELION's frames since the first one.
+
+    Parameters
+    ----------
+    result : MovieAlignmentResult
+    times : ndarray, shape (n,), optional
+        RELION's frames among the aligned ones, as `RelionFrames.times`; the aligned ones themselves by default.
 
     Returns
     -------
@@ -115,15 +160,17 @@ def relion_polynomial(result):
     rms : float
         Of what the model cannot follow, px.
     """
-    n = result.n_aligned
-    shifts = result.shifts - result.shifts[0]
+    times = np.arange(result.n_aligned) if times is None else times
+    n = len(times)
+    shifts = np.stack([np.interp(times, np.arange(result.n_aligned), s) for s in result.shifts.T], axis=1)
+    shifts -= shifts[0]
     if not result.control_points.size or n < 2:
         return np.zeros(36), shifts, 0.0
     grid = (np.arange(15) + 0.5) / 15
-    t, y, x = np.meshgrid(np.arange(n), grid * result.shape[0], grid * result.shape[1], indexing="ij")
-    field = result.field(y, x, t)
-    local = field - field[0] - shifts[:, None, None]
-    u, v, z = x / result.shape[1] - 0.5, y / result.shape[0] - 0.5, t / max(1.0, n - 1.0)
+    y, x = grid * result.shape[0], grid * result.shape[1]
+    local = bspline.evaluate_grid(result.control_points, times, y, x, result.lengths)
+    local -= local[0].copy()
+    z, v, u = np.meshgrid(np.arange(n) / (n - 1.0), grid - 0.5, grid - 0.5, indexing="ij")
     space = [np.ones_like(u), u, u * u, v, v * v, u * v]
     design = np.stack([s * z**k for s in space for k in (1, 2, 3)], axis=-1).reshape(-1, 18)
     fit = np.linalg.lstsq(design, local.reshape(-1, 2), rcond=None)[0]
@@ -132,8 +179,10 @@ def relion_polynomial(result):
     return np.concatenate([fit[:, 1], fit[:, 0]]), shifts, rms
 
 
-def write_relion_star(path, result, gain="", defects="", bad_pixels=(), eer_grouping=0):
+def write_relion_star(path, result, gain="", defects="", bad_pixels=(), is_eer=False):
     """Write the metadata from which RELION's polishing starts.
+
+    RELION reads the movie's file by itself, so that frames which are sums are written as what it will see of them.
 
     Parameters
     ----------
@@ -143,18 +192,18 @@ def write_relion_star(path, result, gain="", defects="", bad_pixels=(), eer_grou
         Paths, if any.
     bad_pixels : sequence of (y, x)
         Written as hot pixels.
-    eer_grouping : int
-        Camera frames in each frame of an EER movie; 0 for other movies.
+    is_eer : bool
 
     Returns
     -------
     float
         Rms (px) of the local motion that RELION's polynomial cannot follow.
     """
-    coefficients, shifts, rms = relion_polynomial(result)
-    text = _general(result, gain, defects, eer_grouping)
-    frames = np.full((result.n_frames, 2), NOT_OBSERVED)
-    frames[result.first_frame : result.first_frame + result.n_aligned] = shifts
+    relion = RelionFrames(result, is_eer)
+    coefficients, shifts, rms = relion_polynomial(result, relion.times)
+    text = _general(result, relion, gain, defects, is_eer)
+    frames = np.full((relion.count, 2), NOT_OBSERVED)
+    frames[relion.first : relion.last] = shifts
     rows = [f"{k + 1} {x:.6f} {y:.6f}" for k, (y, x) in enumerate(frames)]
     text += _loop("global_shift", ("rlnMicrographFrameNumber", "rlnMicrographShiftX", "rlnMicrographShiftY"), rows)
     if result.control_points.size:
@@ -168,25 +217,26 @@ def write_relion_star(path, result, gain="", defects="", bad_pixels=(), eer_grou
     return rms
 
 
-def _general(result, gain, defects, eer_grouping):
+def _general(result, relion, gain, defects, is_eer):
     p = result.parameters
     values = {
         "rlnImageSizeX": result.shape[1],
         "rlnImageSizeY": result.shape[0],
-        "rlnImageSizeZ": result.n_frames,
+        "rlnImageSizeZ": relion.count,
         "rlnMicrographMovieName": result.movie,
         "rlnMicrographGainName": gain,
         "rlnMicrographDefectFile": defects,
         "rlnMicrographBinning": f"{p['bin_factor']:.6f}",
         "rlnMicrographOriginalPixelSize": f"{result.sampling_rate:.6f}",
-        "rlnMicrographDoseRate": f"{p['dose_per_frame']:.6f}",
+        # RELION knows one exposure for all frames: the total is right, where frames differ.
+        "rlnMicrographDoseRate": f"{result.exposures.sum() / relion.count:.6f}",
         "rlnMicrographPreExposure": f"{p['pre_exposure']:.6f}",
         "rlnVoltage": f"{p['voltage']:.6f}",
-        "rlnMicrographStartFrame": result.first_frame + 1,
+        "rlnMicrographStartFrame": relion.first + 1,
     }
-    if eer_grouping:
+    if is_eer:
         values["rlnEERUpsampling"] = p["eer_upsampling"]
-        values["rlnEERGrouping"] = eer_grouping
+        values["rlnEERGrouping"] = relion.grouping
     values["rlnMotionModelVersion"] = 1 if result.control_points.size else 0
     # RELION wants this block as a list, without loop_.
     lines = [f"_{key} {_quoted(value)}" for key, value in values.items() if value != ""]

@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 
 import numpy as np
-import scipy.linalg
 
+from xmipp_accel.backend import array_module, solve_positive, to_host
 from xmipp_accel.numerics import bspline
 
 # Prior standard deviation (px) of the control points' second differences, in space and in time.
@@ -38,84 +38,81 @@ class LocalModel:
         Of the patches. What is measured in one is the motion's mean under its window.
     times : ndarray, shape (g,)
         Of the measurements, in frames.
+    xp : module
+        `numpy` or `cupy`, where measurements and control points are.
     """
 
-    def __init__(self, n_control, lengths, positions, edges, times):
-        self.n_control, self.lengths = n_control, lengths
-        self.times, self.n_patches = np.asarray(times, dtype=np.float64), len(positions)
-        basis_t = bspline.basis_matrix(times, lengths[0], n_control[0])
+    def __init__(self, n_control, lengths, positions, edges, times, xp=np):
+        self.xp, self.n_control = xp, tuple(n_control)
+        self.n_times, self.n_patches = len(times), len(positions)
         basis_y, basis_x = (
             _windowed_basis(positions[:, a], edges[a], lengths[a + 1], n_control[a + 1]) for a in (0, 1)
         )
-        basis = np.einsum("gi,pj,pk->pgijk", basis_t, basis_y, basis_x)
-        self.design = basis.reshape(self.n_patches, len(times), -1)
-        self._mean = np.einsum("pj,pk->jk", basis_y, basis_x).reshape(-1) / self.n_patches
-        self._space, self._time = self._penalties()
-
-    def _penalties(self):
-        nt, ny, nx = self.n_control
-        bend = [bspline.second_differences(n) for n in self.n_control]
-        slope = [np.diff(np.eye(n), axis=0) for n in self.n_control]
-        square = [b.T @ b for b in bend]
-        twist = np.kron(slope[1].T @ slope[1], slope[2].T @ slope[2])
-        plate = np.kron(square[1], np.eye(nx)) + 2 * twist + np.kron(np.eye(ny), square[2])
-        return np.kron(np.eye(nt), plate), np.kron(square[0], np.eye(ny * nx))
+        self.in_time = xp.asarray(bspline.basis_matrix(times, lengths[0], n_control[0]))
+        self.in_space = xp.asarray(np.einsum("pj,pk->pjk", basis_y, basis_x).reshape(self.n_patches, -1))
+        self._mean = self.in_space.mean(axis=0)
+        self._space, self._time = (xp.asarray(matrix) for matrix in _penalties(self.n_control))
 
     def _penalty(self, stiffness):
-        size = self._space.shape[0]
-        ridge = np.eye(size) / AMPLITUDE**2
+        ridge = self.xp.eye(len(self._space)) / AMPLITUDE**2
         return self._space / stiffness.space**2 + self._time / stiffness.time**2 + ridge
 
-    def _normal(self, information, values, groups):
-        """Normal equations of one component, with the groups' common shifts eliminated."""
-        matrix = np.zeros((self.design.shape[2],) * 2)
-        right = np.zeros(self.design.shape[2])
-        for g in groups:
-            weight = information[:, g]
-            total = weight.sum()
-            if total <= 0:
-                continue
-            design = self.design[:, g]
-            mean = weight @ design / total
-            centred = design - mean
-            matrix += centred.T @ (weight[:, None] * centred)
-            right += centred.T @ (weight * (values[:, g] - weight @ values[:, g] / total))
-        return matrix, right
+    def _normal(self, values, information, folds):
+        """Normal equations (2, folds, m, m) and (2, folds, m), with the groups' common shifts eliminated.
+
+        Since a basis function is a product of one in time and one in space, so is each group's part of the matrix.
+        """
+        xp, space = self.xp, self.in_space
+        weight = xp.moveaxis(information, -1, 0).swapaxes(1, 2)  # (component, group, patch)
+        values = xp.moveaxis(values, -1, 0).swapaxes(1, 2)
+        total = xp.maximum(weight.sum(axis=2, keepdims=True), 1e-300)
+        mean = weight @ space / total
+        spatial = space.T @ (weight[..., None] * space) - total[..., None] * mean[..., None] * mean[..., None, :]
+        right = (weight * values) @ space - (weight * values).sum(axis=2, keepdims=True) * mean
+        n_t, n_s = self.in_time.shape[1], space.shape[1]
+        matrices = xp.empty((2, len(folds), n_t, n_s, n_t, n_s))
+        for f, fold in enumerate(folds):
+            times = self.in_time[fold]
+            pairs = (times[:, :, None] * times[:, None, :]).reshape(len(fold), -1)
+            product = pairs.T @ spatial[:, fold].reshape(2, len(fold), -1)
+            matrices[:, f] = product.reshape(2, n_t, n_t, n_s, n_s).transpose(0, 1, 3, 2, 4)
+        rights = xp.stack([xp.einsum("gt,cgs->cts", self.in_time[fold], right[:, fold]) for fold in folds], axis=1)
+        size = n_t * n_s
+        return matrices.reshape(2, len(folds), size, size), rights.reshape(2, len(folds), size)
 
     def fit(self, values, information, stiffness):
         """Fit the control points.
 
         Parameters
         ----------
-        values : ndarray, shape (p, g, 2)
+        values : array, shape (p, g, 2)
             Translations of each patch and group; what all patches of a group share is not used.
-        information : ndarray, shape (p, g, 2)
+        information : array, shape (p, g, 2)
             Inverse variances.
         stiffness : Stiffness
 
         Returns
         -------
-        ndarray, shape (nt, ny, nx, 2)
+        array, shape (nt, ny, nx, 2)
         """
-        groups = range(len(self.times))
-        penalty = self._penalty(stiffness)
-        points = []
-        for c in (0, 1):
-            matrix, right = self._normal(information[..., c], values[..., c], groups)
-            points.append(scipy.linalg.solve(matrix + penalty, right, assume_a="pos"))
-        return self._without_mean(np.stack(points, axis=-1)).reshape((*self.n_control, 2))
+        matrices, right = self._normal(values, information, [np.arange(self.n_times)])
+        points = solve_positive(matrices[:, 0] + self._penalty(stiffness), right[:, 0])
+        return self._without_mean(points.T).reshape((*self.n_control, 2))
 
     def _without_mean(self, points):
         """Move nothing on average over the patches, at any time: that is left to the frames' own shifts."""
         points = points.reshape(self.n_control[0], -1, 2)
-        return points - np.einsum("j,tjc->tc", self._mean, points)[:, None]
+        return points - self.xp.einsum("j,tjc->tc", self._mean, points)[:, None]
 
     def predict(self, control_points):
         """Values (p, g, 2) at the patches."""
-        return self.design @ np.asarray(control_points).reshape(-1, 2)
+        points = control_points.reshape(self.n_control[0], -1, 2)
+        return self.xp.einsum("gt,ps,tsc->pgc", self.in_time, self.in_space, points, optimize=True)
 
-    def choose_stiffness(self, values, information):
+    def choose_stiffness(self, values, information, start):
         """Cross-validate over groups of frames, whose noise is independent; that of overlapping patches is not.
+
+        From `start`, neighbours in the table of stiffnesses are tried until none is better.
 
         Returns
         -------
@@ -124,39 +121,67 @@ class LocalModel:
             One minus the ratio of the prediction error of the best model to that of no local motion; positive when
             the local model predicts frames that it has not seen.
         """
-        folds = [np.arange(k, len(self.times), FOLDS) for k in range(min(FOLDS, len(self.times)))]
-        parts = [[self._normal(information[..., c], values[..., c], fold) for fold in folds] for c in (0, 1)]
-        reference = self._error(np.zeros_like(values), values, information)
-        best = Stiffness(STIFFNESSES[len(STIFFNESSES) // 2], STIFFNESSES[-1])
-        errors = {}
-        for _ in range(3):  # coordinate by coordinate; the error is smooth enough for that
-            start = best
-            for axis in ("space", "time"):
-                trials = [dataclasses.replace(best, **{axis: value}) for value in STIFFNESSES]
-                for trial in trials:
-                    if trial not in errors:
-                        errors[trial] = self._held_out_error(trial, values, information, folds, parts)
-                best = min(trials, key=errors.__getitem__)
-            if best == start:
+        folds = [np.arange(k, self.n_times, FOLDS) for k in range(min(FOLDS, self.n_times))]
+        matrices, right = self._normal(values, information, folds)
+        kept = matrices.sum(axis=1, keepdims=True) - matrices, right.sum(axis=1, keepdims=True) - right
+        best = start
+        errors: dict[Stiffness, float] = {}
+        while True:
+            trials = [best, *_neighbours(best)]
+            new = [trial for trial in trials if trial not in errors]
+            errors.update(zip(new, self._held_out_errors(values, information, folds, *kept, new)))
+            previous, best = best, min(trials, key=errors.__getitem__)
+            if best == previous:
                 break
+        reference = float(_error(values, information))
         return best, 1.0 - errors[best] / reference if reference > 0 else 0.0
 
-    def _held_out_error(self, stiffness, values, information, folds, parts):
-        penalty = self._penalty(stiffness)
-        prediction = np.zeros_like(values)
-        for c in (0, 1):
-            matrix, right = (sum(part[k] for part in parts[c]) for k in (0, 1))
-            for fold, part in zip(folds, parts[c]):
-                points = scipy.linalg.solve(matrix - part[0] + penalty, right - part[1], assume_a="pos")
-                prediction[:, fold, c] = self.design[:, fold] @ points
-        return self._error(prediction, values, information)
+    def _held_out_errors(self, values, information, folds, matrices, right, stiffnesses):
+        """Prediction error of each stiffness, over the groups that were left out of the fit."""
+        xp = self.xp
+        penalties = xp.stack([self._penalty(stiffness) for stiffness in stiffnesses])
+        systems = matrices[None] + penalties[:, None, None]
+        points = solve_positive(systems, xp.broadcast_to(right, systems.shape[:-1]))
+        errors = []
+        for solution in points.reshape(len(stiffnesses), 2, len(folds), self.n_control[0], -1):
+            prediction = xp.empty_like(values)
+            for f, fold in enumerate(folds):
+                motion = self.in_time[fold] @ solution[:, f] @ self.in_space.T
+                prediction[:, fold] = xp.moveaxis(motion, 0, -1).swapaxes(0, 1)
+            errors.append(_error(values - prediction, information))
+        return to_host(xp.stack(errors)).tolist()
 
-    @staticmethod
-    def _error(prediction, values, information):
-        residual = values - prediction
-        total = np.maximum(information.sum(axis=0), 1e-300)
-        residual = residual - (information * residual).sum(axis=0) / total
-        return float((information * residual**2).sum())
+
+def _neighbours(stiffness):
+    """Stiffnesses one step away in space or in time."""
+    steps = []
+    for axis in ("space", "time"):
+        place = STIFFNESSES.index(getattr(stiffness, axis))
+        for other in (place - 1, place + 1):
+            if 0 <= other < len(STIFFNESSES):
+                steps.append(dataclasses.replace(stiffness, **{axis: STIFFNESSES[other]}))
+    return steps
+
+
+def _penalties(n_control):
+    """Roughness in space and in time of control points, as matrices over all of them."""
+    nt, ny, nx = n_control
+    bend = [bspline.second_differences(n) for n in n_control]
+    slope = [np.diff(np.eye(n), axis=0) for n in n_control]
+    square = [b.T @ b for b in bend]
+    twist = np.kron(slope[1].T @ slope[1], slope[2].T @ slope[2])
+    plate = np.kron(square[1], np.eye(nx)) + 2 * twist + np.kron(np.eye(ny), square[2])
+    return np.kron(np.eye(nt), plate), np.kron(square[0], np.eye(ny * nx))
+
+
+def centred(values, information):
+    """Values (p, g, 2) less what all patches of a group share."""
+    total = array_module(values).maximum(information.sum(axis=0), 1e-300)
+    return values - (information * values).sum(axis=0) / total
+
+
+def _error(residual, information):
+    return (information * centred(residual, information) ** 2).sum()
 
 
 def _windowed_basis(centres, edge, length, n_control):
@@ -170,9 +195,8 @@ def _windowed_basis(centres, edge, length, n_control):
 
 def robust_factors(residuals, information):
     """Weights (p, g) from 0 to 1 that discount patches whose residual is out of proportion to the others'."""
-    chi = np.sqrt((information * residuals**2).sum(axis=-1))
+    xp = array_module(residuals)
+    chi = xp.sqrt((information * residuals**2).sum(axis=-1))
     used = information.sum(axis=-1) > 0
-    if not used.any():
-        return np.ones(chi.shape)
-    scale = np.median(chi[used]) / 1.1774
-    return np.minimum(1.0, 3.0 * scale / np.maximum(chi, 1e-12))
+    scale = xp.median(chi[used]) / 1.1774 if bool(used.any()) else 1.0
+    return xp.minimum(1.0, 3.0 * scale / xp.maximum(chi, 1e-12))

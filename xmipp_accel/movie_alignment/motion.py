@@ -7,22 +7,18 @@ import dataclasses
 import numpy as np
 
 from xmipp_accel.movie_alignment.local import align_locally
-from xmipp_accel.movie_alignment.patches import make_grid
 from xmipp_accel.movie_alignment.result import GLOBAL, LOCAL, NOT_ALIGNED
 from xmipp_accel.movie_alignment.spectra import frame_spectra
-from xmipp_accel.movie_alignment.whole_frame import align_whole_frames, frames_on_grid
+from xmipp_accel.movie_alignment.whole_frame import align_whole_frames
 from xmipp_accel.numerics import bspline
 
 # Frequencies above carry no information about shifts in any movie seen so far, but time.
 FINEST_RESOLUTION = 3.0
-# The local stage keeps the frequencies that hold this part of the information.
-INFORMATION = 0.98
 # In standard deviations of noise.
 DETECTION_LIMIT = 12.0
 LIMIT_FRACTION = 0.5
 # Cross-validated gain below which the field of view is taken to move as one.
 LOCAL_GAIN = 0.02
-CONTROL_SPACING = 1000.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,6 +63,9 @@ def find_motion(movie, valid, parameters, sampling_rate):
     -------
     Motion
     """
+    n = movie.shape[0]
+    if len(valid) < 2:
+        return _not_aligned(n, f"{len(valid)} of {n} frames has contrast, an alignment needs two", {})
     spectra = frame_spectra(movie, valid, min(0.5, sampling_rate / FINEST_RESOLUTION))
     whole = align_whole_frames(spectra, sampling_rate, parameters.max_shift, parameters.max_resolution)
     numbers = {
@@ -77,15 +76,19 @@ def find_motion(movie, valid, parameters, sampling_rate):
     }
     failure = _failure(whole, parameters, sampling_rate)
     if failure:
-        zero = np.zeros((movie.shape[0], 2))
-        return Motion(NOT_ALIGNED, failure, zero, zero, np.zeros((0, 0, 0, 2)), numbers)
-    everywhere = _on_all_frames(whole.shifts, valid, movie.shape[0])
+        return _not_aligned(n, failure, numbers)
+    everywhere = _on_all_frames(whole.shifts, valid, n)
     largest = parameters.max_shift / sampling_rate
-    errors = _on_all_frames(np.minimum(whole.errors, largest), valid, movie.shape[0])
+    errors = _on_all_frames(np.minimum(whole.errors, largest), valid, n)
     motion = Motion(GLOBAL, "", everywhere, errors, np.zeros((0, 0, 0, 2)), numbers)
     if not parameters.local_alignment:
         return motion
     return _with_local(motion, movie, valid, spectra, whole, parameters, sampling_rate)
+
+
+def _not_aligned(n, reason, numbers):
+    zero = np.zeros((n, 2))
+    return Motion(NOT_ALIGNED, reason, zero, zero, np.zeros((0, 0, 0, 2)), numbers)
 
 
 def _failure(whole, parameters, sampling_rate):
@@ -111,24 +114,13 @@ def _on_all_frames(values, valid, n):
 def _with_local(motion, movie, valid, spectra, whole, parameters, sampling_rate):
     if len(valid) < 4:
         return dataclasses.replace(motion, reason="local alignment needs 4 frames")
-    n, ny, nx = movie.shape
-    small = spectra.crop(whole.spectrum.limit(INFORMATION))
-    origin = tuple((s - e) // 2 for s, e in zip((ny, nx), small.extent))
-    edge = min(parameters.min_local_resolution / sampling_rate, min(small.extent) / 2)
-    counts = parameters.patches_y, parameters.patches_x
-    grid = make_grid(small.shape, small.extent, origin, edge, counts)
-    images = frames_on_grid(small, small.shape)
-    lengths = float(n), float(ny), float(nx)
-    local = align_locally(
-        images, np.asarray(valid), grid, whole, parameters, sampling_rate, lengths,
-        control_counts(parameters, lengths, sampling_rate),
-    )  # fmt: skip
+    local = align_locally(spectra, np.asarray(valid), movie.shape, whole, parameters, sampling_rate)
     numbers = dict(
         motion.quality,
         local_gain=local.gain,
         local_residual=local.residual,
-        patches_y=float(len(grid.centres_y)),
-        patches_x=float(len(grid.centres_x)),
+        patches_y=float(local.patches[0]),
+        patches_x=float(local.patches[1]),
         stiffness_space=local.stiffness.space,
         stiffness_time=local.stiffness.time,
     )
@@ -138,15 +130,7 @@ def _with_local(motion, movie, valid, spectra, whole, parameters, sampling_rate)
     return dataclasses.replace(
         motion,
         status=LOCAL,
-        shifts=_on_all_frames(local.shifts, valid, n),
+        shifts=_on_all_frames(local.shifts, valid, movie.shape[0]),
         control_points=local.control_points,
         quality=numbers,
     )
-
-
-def control_counts(parameters, lengths, sampling_rate):
-    """Control points in t, y and x, as wanted or one for each 1000 A and each seven frames, and three more."""
-    wanted = parameters.control_points_t, parameters.control_points_y, parameters.control_points_x
-    automatic = [int(np.ceil(lengths[0] / 7)) + 3]
-    automatic += [max(5, round(length * sampling_rate / CONTROL_SPACING) + 3) for length in lengths[1:]]
-    return tuple(w or a for w, a in zip(wanted, automatic))

@@ -19,7 +19,11 @@ class MovieAlignmentParameters(Parameters):
         300.0, "Acceleration voltage, for dose weighting", unit="kV", minimum=60, maximum=1000
     )
     dose_per_frame: float = parameter(
-        0.0, "Exposure of one frame; 0 disables dose weighting", unit="e/A^2", minimum=0
+        0.0,
+        "Exposure of one frame, or of one of the file's frames where frame groups sum them without telling it;"
+        " 0 disables dose weighting",
+        unit="e/A^2",
+        minimum=0,
     )
     pre_exposure: float = parameter(
         0.0,
@@ -30,10 +34,33 @@ class MovieAlignmentParameters(Parameters):
     )
 
     first_frame: int = parameter(1, "First frame to align", minimum=1)
-    last_frame: int = parameter(0, "Last frame to align; 0 is the movie's last", minimum=0)
+    last_frame: int = parameter(
+        0, "Last frame to align; 0 is the movie's last, as is any number beyond it", minimum=0
+    )
     sum_first_frame: int = parameter(1, "First frame of the averages, among the aligned ones", minimum=1)
     sum_last_frame: int = parameter(0, "Last frame of the averages; 0 is the last aligned one", minimum=0)
     bin_factor: float = parameter(1.0, "The averages' pixels are this much larger (Fourier cropping)", minimum=1)
+
+    correct_in_frame_motion: bool = parameter(
+        False,
+        "Trust each frame less at frequencies that the motion during its own exposure blurred",
+        advanced=True,
+    )
+    mag_major: float = parameter(
+        1.0,
+        "The averages are stretched by this factor along the major axis, against anisotropic magnification",
+        minimum=0.5,
+        maximum=2.0,
+        advanced=True,
+    )
+    mag_minor: float = parameter(1.0, "Likewise across the major axis", minimum=0.5, maximum=2.0, advanced=True)
+    mag_angle: float = parameter(
+        0.0,
+        "Direction of the major axis, from x towards y: counter-clockwise where the first row is at the bottom, as"
+        " MRC files are shown; MotionCor's -Mag A B C is a factor of A / B along the major axis at the angle -C",
+        unit="degrees",
+        advanced=True,
+    )
 
     max_resolution: float = parameter(
         0.0,
@@ -78,8 +105,16 @@ class MovieAlignmentParameters(Parameters):
     gain_flip: str = parameter(
         "none", "Flip of the gain image after its rotation", choices=("none", "up_down", "left_right")
     )
-    gain_divide: bool = parameter(False, "Divide by the gain image instead of multiplying with it")
-    repair_bad_pixels: bool = parameter(True, "Replace defects and hot pixels by good neighbours")
+    gain_mode: str = parameter(
+        "auto",
+        "What the gain image does to frames: auto divides EER movies by any gain but a .gain file, and multiplies"
+        " otherwise",
+        choices=("auto", "multiply", "divide"),
+    )
+    check_gain: bool = parameter(
+        True, "Compare the gain with the raw frames, and warn if another orientation of it fits better"
+    )
+    repair_bad_pixels: bool = parameter(True, "Replace defects, hot and dead pixels by good neighbours")
     hot_pixel_sigma: float = parameter(
         6.0,
         "A pixel of the sum that differs from its neighbours by more standard deviations is repaired;"
@@ -94,9 +129,15 @@ class MovieAlignmentParameters(Parameters):
 
     save_unweighted: bool = parameter(True, "Write the average without dose weighting")
     save_dose_weighted: bool = parameter(True, "Write the dose-weighted average, when the dose is known")
-    save_even_odd: bool = parameter(False, "Write the averages of the even and of the odd frames, for denoising")
+    save_even_odd: bool = parameter(
+        False,
+        "Write the averages of the even and of the odd frames, for denoising; with a dose, weighted ones too",
+    )
+    save_initial_average: bool = parameter(False, "Write the average of the frames before their alignment")
     save_aligned_movie: bool = parameter(False, "Write the corrected frames")
-    save_power_spectrum: bool = parameter(False, "Write the power spectrum of the average")
+    save_power_spectrum: bool = parameter(
+        False, "Write the power spectra of the averages with and without alignment"
+    )
     float16: bool = parameter(False, "Write the averages as 16-bit floating point numbers (MRC mode 12)")
 
     def __post_init__(self):

@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 
 from xmipp_accel.backend import array_module, cuda_kernel, fft_module, good_fft_size
-from xmipp_accel.movie_alignment import correlate
-from xmipp_accel.movie_alignment.spectra import SignalSpectrum, phases
+from xmipp_accel.movie_alignment.others import (
+    N_MOMENTS,
+    aligned_sum,
+    correlation_moments,
+    make_weighting,
+    moving_phases,
+    newton_step,
+    shift_information,
+    slopes,
+)
+from xmipp_accel.movie_alignment.spectra import SignalSpectrum
 
-# Bytes of spectra at a time: near the cache on a CPU, few launches on a GPU.
-HOST_BATCH, DEVICE_BATCH = 32 << 20, 512 << 20
+# Largest stack of transforms that is kept; larger ones are made again, in parts, whenever they are needed.
+HOST_BYTES, DEVICE_BYTES = 1 << 30, 2 << 30
 THREADS = 256
 
 
@@ -79,23 +89,23 @@ def make_grid(images_shape, extent, origin, edge, counts=(0, 0)):
 
 @dataclasses.dataclass(frozen=True)
 class PatchShifts:
-    """Measured translations that patches still need.
+    """Measured translations that patches still need; arrays on the images' device, float64.
 
     Attributes
     ----------
-    shifts : ndarray, shape (p, g, 2)
+    shifts : array, shape (p, g, 2)
         For each patch and group of frames, px of the movie.
-    information : ndarray, shape (p, g, 2, 2)
-        Inverse covariances; zero where nothing was found.
-    frame_shifts : ndarray, shape (n, 2)
-        The same for each frame, over all patches together.
+    information : array, shape (p, g, 2)
+        Inverse variances; zero where nothing was found.
+    frame_shifts : array, shape (n, 2)
+        Translations that the frames need as a whole.
     spectrum : SignalSpectrum
-        Of all patches.
+        Of the patches as they were.
     """
 
-    shifts: np.ndarray
-    information: np.ndarray
-    frame_shifts: np.ndarray
+    shifts: Any
+    information: Any
+    frame_shifts: Any
     spectrum: SignalSpectrum
 
 
@@ -105,8 +115,8 @@ def frame_groups(n, size):
     return np.array_split(np.arange(n), count)
 
 
-def measure_patches(images, grid, field, groups, weight, reach):
-    """Measure what remains of the motion in every patch.
+class PatchStack:
+    """Transforms of windowed patches, cut where the motion has carried them by whole pixels.
 
     Parameters
     ----------
@@ -114,7 +124,44 @@ def measure_patches(images, grid, field, groups, weight, reach):
         Frames on the working grid, not shifted.
     grid : PatchGrid
     field : ndarray, shape (n, p, 2)
-        Translations applied so far at the patches' centres.
+        Translations at the patches' centres, px of the movie.
+    """
+
+    def __init__(self, images, grid, field):
+        n, my, mx = images.shape
+        self.images, self.grid = images, grid
+        pixel, size = np.asarray(grid.pixel), grid.size
+        start = (grid.positions - np.asarray(grid.origin)) / pixel - size / 2
+        moved = np.clip(np.rint(start - field / pixel), 0, np.array([my - size, mx - size]))
+        self._starts = np.ascontiguousarray(moved.swapaxes(0, 1), dtype=np.int32)
+        # What a patch's content needs besides its field, since it was cut at whole pixels.
+        self.offsets = ((moved - start) * pixel).swapaxes(0, 1)
+        each = n * size * (size // 2 + 1) * 8
+        count, room = len(self._starts), HOST_BYTES if array_module(images) is np else DEVICE_BYTES
+        self._places = np.array_split(np.arange(count), -(-count * each // room))
+        self._kept = self._transforms(self._places[0]) if len(self._places) == 1 else None
+
+    def blocks(self):
+        """Yield indices of patches and their transforms (len, n, size, size // 2 + 1), complex64."""
+        for places in self._places:
+            yield places, self._transforms(places) if self._kept is None else self._kept
+
+    def _transforms(self, places):
+        patches = _cut(self.images, self._starts[places], _window(self.grid.size))
+        return fft_module(patches).rfft2(patches)
+
+
+def measure_patches(stack, field, groups, weight, reach):
+    """Measure what remains of the motion in every patch.
+
+    The correlation's curvature is averaged over a patch's frames, which show the same content: a step taken with
+    one frame's own curvature is wild where that is small by chance.
+
+    Parameters
+    ----------
+    stack : PatchStack
+    field : ndarray, shape (n, p, 2)
+        Translations applied so far at the patches' centres; not far from those at which the patches were cut.
     groups : list of ndarray of int
         Frames measured together.
     weight : callable
@@ -126,63 +173,49 @@ def measure_patches(images, grid, field, groups, weight, reach):
     -------
     PatchShifts
     """
-    xp = array_module(images)
-    n, n_patches = len(images), len(grid.positions)
+    grid, xp = stack.grid, array_module(stack.images)
+    n = len(stack.images)
     fy, fx = grid.frequencies
-    radius = xp.asarray(np.hypot(fy[:, None], fx[None]).astype(np.float32))
-    weights = 2 * weight(radius)
-    weights[:, 0] *= 0.5
-    weights[0, 0] = 0
+    weighting = make_weighting(fy, fx, weight, xp)
+    radius = xp.hypot(weighting.fy[:, None], weighting.fx[None])
     spectrum = SignalSpectrum(n, max(8, grid.size // 4))
     rings = spectrum.rings(radius)
-    shifts, information = np.zeros((n_patches, len(groups), 2)), np.zeros((n_patches, len(groups), 2, 2))
-    gradient, curvature = np.zeros((n, 2)), np.zeros((n, 2, 2))
-    room = HOST_BATCH if xp is np else DEVICE_BATCH
-    batch = max(1, room // (n * grid.size * (grid.size // 2 + 1) * 8))
-    for first in range(0, n_patches, batch):
-        rows = np.arange(first, min(n_patches, first + batch))
-        spectra = cut_patches(images, grid, rows, field)
-        total = spectra.sum(axis=1)
-        power = (spectra.real**2 + spectra.imag**2).sum(axis=(0, 1))
-        spectrum.add((total.real**2 + total.imag**2).sum(axis=0), power, rings, len(rows))
-        cross = spectra * (total[:, None] - spectra).conj() * weights
-        slope, bend = correlate.derivatives(correlate.moments(cross.sum(axis=0), fy, fx, np.zeros((n, 2))))
-        gradient, curvature = gradient + slope, curvature + bend
+    moments, frames = [], xp.zeros((n, N_MOMENTS))
+    for places, spectra in stack.blocks():
+        shifts = field[:, places].swapaxes(0, 1) + stack.offsets[places]
+        phases = moving_phases(shifts, weighting.fy, weighting.fx, xp)
+        total, power = aligned_sum(spectra, phases)
+        spectrum.add((total.real**2 + total.imag**2).sum(axis=0), power.sum(axis=0), rings, len(places))
+        found = correlation_moments(spectra, total, weighting, phases)
+        frames += found.sum(axis=0)
         if len(groups) < n:
-            summed = xp.stack([spectra[:, g[0] : g[-1] + 1].sum(axis=1) for g in groups], axis=1)
-            cross = summed * (total[:, None] - summed).conj() * weights
-        cross = cross.reshape(-1, len(fy), len(fx))
-        found, sharpness = correlate.newton(cross, fy, fx, np.zeros((len(cross), 2)), reach=reach)
-        variance = correlate.gradient_variance(cross.real**2 + cross.imag**2, fy, fx)
-        shifts[rows] = found.reshape(len(rows), -1, 2)
-        information[rows] = correlate.shift_information(sharpness, variance).reshape(len(rows), -1, 2, 2)
-    _, frame_shifts = correlate.ascent(gradient, curvature)
-    return PatchShifts(shifts, information, frame_shifts, spectrum)
+            found = correlation_moments(*_grouped(spectra, phases, groups, total, weighting))
+        moments.append(found)
+    whole = slopes(frames)
+    each = slopes(xp.concatenate(moments))
+    curvature = xp.broadcast_to(each.curvature.mean(axis=1, keepdims=True), each.curvature.shape)
+    shifts, definite = newton_step(each.gradient, curvature)
+    information = shift_information(curvature, each.variance)
+    trusted = definite & (xp.hypot(shifts[..., 0], shifts[..., 1]) <= reach)
+    information = xp.where(trusted[..., None], xp.diagonal(information, axis1=-2, axis2=-1), 0.0)
+    return PatchShifts(
+        xp.where(trusted[..., None], shifts, 0.0),
+        information,
+        newton_step(whole.gradient, whole.curvature)[0],
+        spectrum,
+    )
 
 
-def cut_patches(images, grid, rows, field):
-    """Transforms of windowed patches, cut where the motion has carried them.
-
-    The cut follows the motion by whole pixels and a phase does the rest.
-
-    Returns
-    -------
-    array of complex64, shape (len(rows), n, size, size // 2 + 1)
-    """
-    xp = array_module(images)
-    n, my, mx = images.shape
-    pixel, size = np.asarray(grid.pixel), grid.size
-    start = (grid.positions[rows] - np.asarray(grid.origin)) / pixel - size / 2
-    moved = np.rint(start[None] - field[:, rows] / pixel)
-    moved = np.clip(moved, 0, np.array([my - size, mx - size]))
-    rest = field[:, rows] + (moved - start[None]) * pixel
-    patches = _cut(images, moved.swapaxes(0, 1).astype(np.int32), _window(size))
-    spectra = fft_module(patches).rfft2(patches)
-    fy, fx = grid.frequencies
-    ey, ex = phases(fy, fx, rest.swapaxes(0, 1).reshape(-1, 2), xp)
-    spectra *= ey.reshape(len(rows), n, size, 1)
-    spectra *= ex.reshape(len(rows), n, 1, size // 2 + 1)
-    return spectra
+def _grouped(spectra, phases, groups, total, weighting):
+    """Arguments for the moments of groups of moved frames, which need no more moving."""
+    xp = array_module(spectra)
+    ey, ex = phases
+    summed = xp.stack(
+        [sum(spectra[:, t] * (ey[:, t, :, None] * ex[:, t, None, :]) for t in group) for group in groups],
+        axis=1,
+    )
+    still = xp.ones_like(ey[:, : len(groups)]), xp.ones_like(ex[:, : len(groups)])
+    return summed, total, weighting, still
 
 
 def _cut(images, starts, window):

@@ -9,7 +9,7 @@ from xmipp_accel.errors import ProcessingError
 
 N_SOURCES = 8
 SOURCE_RADIUS = 12
-MAX_HOT_FRACTION = 0.01
+MAX_OUTLIER_FRACTION = 0.05
 MAX_BAD_FRACTION = 0.5
 
 
@@ -53,23 +53,36 @@ class PreparedMovie:
             flat[self._bad_index] = fill
         return frame
 
-    def mean_frame(self, frames):
-        """Average of the corrected `frames`, float32."""
-        total = self.xp.zeros(self.shape[1:], dtype=self.xp.float32)
-        for t in frames:
-            total += self.frame(t)
-        return total / self.xp.float32(len(frames))
+    def mean_frame(self):
+        """Average of the corrected frames, float32."""
+        xp = self.xp
+        average = self.raw.sum(axis=0, dtype=xp.float32) / xp.float32(len(self.raw))
+        if self.dark is not None:
+            average -= self.dark
+        if self.gain is not None:
+            average *= self.gain
+        if self._bad_index is not None and self._sources is not None:
+            flat = average.reshape(-1)
+            flat[self._bad_index] = flat[self._sources[0]]
+        return average
 
     def repair(self, bad):
         """Replace the pixels marked in `bad` (host, bool) from now on."""
-        if bad.mean() > MAX_BAD_FRACTION:
+        index = np.flatnonzero(bad)
+        if len(index) > MAX_BAD_FRACTION * bad.size:
             raise ProcessingError(
-                f"{100 * bad.mean():.0f} % of the pixels are bad; the gain or the defects are wrong"
+                f"{100 * len(index) / bad.size:.0f} % of the pixels are bad; the gain or the defects are wrong"
             )
         self.bad = bad
-        if bad.any():
-            index, sources = repair_sources(bad)
-            self._bad_index, self._sources = self.xp.asarray(index), self.xp.asarray(sources)
+        if len(index):
+            self._bad_index = self.xp.asarray(index)
+            self._sources = self.xp.asarray(repair_sources(bad, index))
+
+    @property
+    def bad_positions(self):
+        """Rows and columns (m, 2) of the pixels that are replaced, on the host."""
+        index = np.zeros(0, np.int64) if self._bad_index is None else to_host(self._bad_index)
+        return np.stack(np.unravel_index(index, self.shape[1:]), axis=1)
 
 
 def non_finite_pixels(raw):
@@ -85,14 +98,16 @@ def non_finite_pixels(raw):
 
 def blank_frames(movie):
     """Indices of the frames whose raw pixels are all equal."""
-    return [t for t, frame in enumerate(movie.raw) if float(frame.max()) == float(frame.min())]
+    largest, smallest = (to_host(reduce(axis=(1, 2))) for reduce in (movie.raw.max, movie.raw.min))
+    return [int(t) for t in np.flatnonzero(largest == smallest)]
 
 
 def outlier_pixels(average, bad, sigma):
-    """Find hot and dead pixels in the average of the uncorrected frames.
+    """Find hot and dead pixels in the average of the corrected frames.
 
-    A pixel is compared with the mean of the middle two of its four neighbours, so that one hot neighbour does not
-    matter.
+    A pixel is compared with the mean of the middle two of its four neighbours, so that one bad neighbour does not
+    matter. Dead ones are sought in the square root, in which the noise of counts is the same everywhere: with few
+    electrons, their absence is less than 6 standard deviations of the counts.
 
     Parameters
     ----------
@@ -105,38 +120,58 @@ def outlier_pixels(average, bad, sigma):
     Returns
     -------
     ndarray of bool, shape (ny, nx)
-        On the host; empty when more than one per cent of the pixels would be marked, since such a sum does not
-        tell bad pixels from noise.
+        On the host; empty when more than five per cent of the pixels would be marked, since such an average does
+        not tell bad pixels from noise.
     """
     xp = array_module(average)
-    padded = xp.pad(average, 1, mode="reflect")
+    good = ~xp.asarray(bad)
+    around = _middle_of_neighbours(average)
+    hot = xp.abs(_in_deviations(average - around, good)) > sigma
+    roots = [xp.sqrt(xp.maximum(image, 0)) for image in (average, around)]
+    dead = _in_deviations(roots[0] - roots[1], good) < -sigma
+    found = to_host((hot | dead) & good)
+    return found if np.count_nonzero(found) <= MAX_OUTLIER_FRACTION * found.size else np.zeros_like(found)
+
+
+def _middle_of_neighbours(image):
+    """Mean of the middle two of each pixel's four neighbours."""
+    xp = array_module(image)
+    padded = xp.pad(image, 1, mode="reflect")
     neighbours = (padded[:-2, 1:-1], padded[2:, 1:-1], padded[1:-1, :-2], padded[1:-1, 2:])
     low = high = total = neighbours[0]
     for neighbour in neighbours[1:]:
         low, high, total = xp.minimum(low, neighbour), xp.maximum(high, neighbour), total + neighbour
-    difference = average - 0.5 * (total - low - high)
-    known = xp.asarray(bad)
-    sample = difference[~known][:: max(1, difference.size // 1_000_000)]
+    return 0.5 * (total - low - high)
+
+
+def _in_deviations(difference, good):
+    """Divide by the robust standard deviation of the good pixels; 0 if they have none."""
+    xp = array_module(difference)
+    step = max(1, difference.size // 1_000_000)
+    sample = difference.ravel()[::step][good.ravel()[::step]]
+    if not sample.size:
+        return xp.zeros_like(difference)
     deviation = 1.4826 * float(xp.median(xp.abs(sample - xp.median(sample))))
-    if deviation == 0.0:
-        return np.zeros(bad.shape, dtype=bool)
-    found = to_host((xp.abs(difference) > sigma * deviation) & ~known)
-    return found if found.mean() <= MAX_HOT_FRACTION else np.zeros_like(found)
+    return difference / xp.float32(deviation) if deviation > 0 else xp.zeros_like(difference)
 
 
-def repair_sources(bad):
+def repair_sources(bad, index):
     """Choose good neighbours of the bad pixels.
+
+    Parameters
+    ----------
+    bad : ndarray of bool, shape (ny, nx)
+    index : ndarray of int64, shape (m,)
+        Flat indices of the bad pixels.
 
     Returns
     -------
-    index : ndarray of int64, shape (m,)
-        Flat indices of the bad pixels.
-    sources : ndarray of int64, shape (8, m)
+    ndarray of int64, shape (8, m)
         Flat indices of good pixels near them, the nearest first, repeated where there are fewer. Frames take them
         in turn: one source for all frames would print a pattern that stands still.
     """
     ny, nx = bad.shape
-    y, x = np.nonzero(bad)
+    y, x = np.unravel_index(index, bad.shape)
     count = np.zeros(len(y), dtype=np.int64)
     sources = np.zeros((N_SOURCES, len(y)), dtype=np.int64)
     for dy, dx in _offsets_by_distance(SOURCE_RADIUS):
@@ -154,7 +189,7 @@ def repair_sources(bad):
     for row in range(1, N_SOURCES):
         missing = count <= row
         sources[row, missing] = sources[row % np.maximum(count[missing], 1), missing]
-    return y * nx + x, sources
+    return sources
 
 
 def _offsets_by_distance(radius):

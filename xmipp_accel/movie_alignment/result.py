@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from xmipp_accel.errors import InputFileError
 from xmipp_accel.io.publish import read_json
 from xmipp_accel.numerics import bspline
 
@@ -26,7 +27,7 @@ class MovieAlignmentResult:
     status : {"local", "global", "not aligned"}
         Which motion was corrected. ``"not aligned"`` marks averages of uncorrected frames.
     reason : str
-        Why less was corrected than was asked for; empty otherwise.
+        Why less was corrected than was asked for, and what is wrong with the input; empty otherwise.
     n_frames : int
         Of the movie.
     first_frame : int
@@ -49,11 +50,18 @@ class MovieAlignmentResult:
         See :mod:`xmipp_accel.movie_alignment.quality`.
     outputs : dict of str to str
         Paths relative to the result's folder: ``unweighted``, ``dose_weighted``, ``even``, ``odd``,
-        ``aligned_movie``, ``power_spectrum``, ``xmd``, ``star``.
+        ``dose_weighted_even``, ``dose_weighted_odd``, ``initial``, ``aligned_movie``, ``power_spectrum``,
+        ``power_spectrum_initial``, ``xmd``, ``star``.
     timings : dict of str to float
         Seconds of each stage.
     parameters : dict
         Of the run.
+    exposures : ndarray, shape (n_frames,)
+        Of each of the movie's frames, e/A^2; zeros if unknown.
+    group_sizes : tuple of int
+        How many frames of the file each of the movie's frames is the sum of.
+    alignment : str
+        Path of the earlier alignment that was applied; empty if the motion was measured.
     """
 
     name: str
@@ -73,6 +81,9 @@ class MovieAlignmentResult:
     outputs: dict[str, str]
     timings: dict[str, float]
     parameters: dict[str, Any]
+    exposures: np.ndarray
+    group_sizes: tuple[int, ...]
+    alignment: str = ""
 
     @property
     def n_aligned(self) -> int:
@@ -85,7 +96,7 @@ class MovieAlignmentResult:
         Parameters
         ----------
         y, x : array_like
-            Position in the average, px of the movie.
+            Position in the average without stretch, px of the movie.
         t : array_like of int
             Aligned frame, counted from 0. All three broadcast against each other.
 
@@ -119,7 +130,7 @@ class MovieAlignmentResult:
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        for key in ("shifts", "shift_errors", "control_points"):
+        for key in ("shifts", "shift_errors", "control_points", "exposures"):
             values[key] = np.asarray(values[key], dtype=np.float64).tolist()
         return values
 
@@ -127,9 +138,15 @@ class MovieAlignmentResult:
     def from_json(cls, source):
         """Build from the path of a JSON file, or from what it holds."""
         values = dict(read_json(source) if isinstance(source, (str, os.PathLike)) else source)
+        known = {field.name for field in dataclasses.fields(cls)}
+        wrong = sorted((known - {"alignment"}) - values.keys() | values.keys() - known)
+        if wrong:
+            found = f"{wrong[0]} where it does not belong" if wrong[0] in values else f"no {wrong[0]}"
+            raise InputFileError(source, "the result of a movie alignment", found)
         for key in ("shifts", "shift_errors"):
             values[key] = np.asarray(values[key], dtype=np.float64).reshape(-1, 2)
         points = np.asarray(values["control_points"], dtype=np.float64)
         values["control_points"] = points if points.ndim == 4 else np.zeros((0, 0, 0, 2))
-        values["shape"] = tuple(values["shape"])
+        values["exposures"] = np.asarray(values["exposures"], dtype=np.float64)
+        values["shape"], values["group_sizes"] = tuple(values["shape"]), tuple(values["group_sizes"])
         return cls(**values)

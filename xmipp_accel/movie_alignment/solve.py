@@ -52,13 +52,10 @@ def _residuals(i, j, pair_shifts, shifts):
 
 def _solve(i, j, pair_shifts, weights, n):
     laplacian = np.zeros((n, n))
-    np.add.at(laplacian, (i, i), weights)
-    np.add.at(laplacian, (j, j), weights)
-    np.add.at(laplacian, (i, j), -weights)
-    np.add.at(laplacian, (j, i), -weights)
-    right = np.zeros((n, 2))
-    np.add.at(right, i, weights[:, None] * pair_shifts)
-    np.add.at(right, j, -weights[:, None] * pair_shifts)
+    laplacian[i, j] = laplacian[j, i] = -weights
+    laplacian[np.diag_indices(n)] = -laplacian.sum(axis=1)
+    pulls = weights[:, None] * pair_shifts
+    right = np.stack([np.bincount(i, p, n) - np.bincount(j, p, n) for p in pulls.T], axis=1)
     scale = max(np.trace(laplacian) / n, 1e-300)
     # The constant matrix fixes the mean to zero; the small ridge keeps frames without any trusted pair solvable.
     system = laplacian + scale / n + 1e-9 * scale * np.eye(n)

@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from xmipp_accel.backend import array_module, fft_module, good_fft_size, to_host
+from xmipp_accel.backend import array_module, cuda_kernel, fft_module, good_fft_size, to_host
 
+RING_THREADS = 256
 HALF_AMPLITUDE = np.sqrt(1.0 / (2.0 * np.log(2.0)))
 
 
@@ -43,7 +44,8 @@ class Spectra:
     @property
     def radius(self):
         """Absolute frequency, float32 of shape (my, mx // 2 + 1) on the data's device."""
-        return array_module(self.data).asarray(np.hypot(self.fy[:, None], self.fx[None]).astype(np.float32))
+        xp = array_module(self.data)
+        return xp.hypot(*(xp.asarray(f, dtype=xp.float32) for f in (self.fy[:, None], self.fx[None])))
 
     def crop(self, limit):
         """Copy without the frequencies above `limit`, in cycles per px of the movie."""
@@ -124,10 +126,10 @@ def phases(fy, fx, shifts, xp):
     array, shape (n, ky, 1); array, shape (n, 1, kx)
         complex64; their product belongs to the frames.
     """
-    shifts = np.asarray(shifts, dtype=np.float64)
-    ey = np.exp(-2j * np.pi * shifts[:, :1] * fy).astype(np.complex64)
-    ex = np.exp(-2j * np.pi * shifts[:, 1:] * fx).astype(np.complex64)
-    return xp.asarray(ey)[:, :, None], xp.asarray(ex)[:, None, :]
+    shifts, fy, fx = (xp.asarray(values, dtype=xp.float64) for values in (shifts, fy, fx))
+    ey = xp.exp(-2j * np.pi * shifts[:, :1] * fy).astype(xp.complex64)
+    ex = xp.exp(-2j * np.pi * shifts[:, 1:] * fx).astype(xp.complex64)
+    return ey[:, :, None], ex[:, None, :]
 
 
 class SignalSpectrum:
@@ -156,11 +158,19 @@ class SignalSpectrum:
 
     def add(self, total_power, frame_power, rings, images=1):
         """Add |sum of frames|**2 and the sum of |frame|**2, both (ky, kx), themselves summed over `images`."""
-        xp = array_module(total_power)
-        flat = rings.ravel()
         seen = (frame_power > 0).astype(frame_power.dtype) * images
-        for target, values in ((self._sum_power, total_power), (self._power, frame_power), (self._count, seen)):
-            target += to_host(xp.bincount(flat, weights=values.ravel(), minlength=self.n_rings + 1))
+        sums = [self.sum_rings(values, rings) for values in (total_power, frame_power, seen)]
+        self.add_rings(*sums)
+
+    def sum_rings(self, values, rings):
+        """Sums (n_rings + 1,) of float32 `values` over `rings`, on the host."""
+        return ring_sums(values, rings, self.n_rings + 1)
+
+    def add_rings(self, total_power, frame_power, count):
+        """As :meth:`add`, from sums over rings and the number of frequencies in each."""
+        self._sum_power += total_power
+        self._power += frame_power
+        self._count += count
 
     def powers(self):
         """Signal and noise power (n_rings + 1,) of one frame; signal that is not significant is zero."""
@@ -203,6 +213,18 @@ class SignalSpectrum:
         weight = self.weights()
         deviation = np.sqrt((weight**2 * self._count * 2 * n * (n - 1) * power**2).sum())
         return float((weight * excess).sum() / deviation) if deviation > 0 else 0.0
+
+
+def ring_sums(values, rings, n_rings):
+    """Sums (n_rings,) of float32 `values` over int32 `rings` of the same shape, float64 on the host."""
+    xp = array_module(values)
+    if xp is np:
+        return np.bincount(rings.ravel(), weights=values.ravel(), minlength=n_rings)
+    out = xp.zeros(n_rings, dtype=xp.float64)
+    blocks = min(1024, -(-values.size // RING_THREADS))
+    arguments = (xp.ascontiguousarray(values), rings, out, np.int64(values.size), np.int32(n_rings))
+    cuda_kernel("others", "ring_sums")((blocks,), (RING_THREADS,), arguments, shared_mem=4 * n_rings)
+    return to_host(out)
 
 
 def _running_mean(values, weights):

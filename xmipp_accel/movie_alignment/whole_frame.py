@@ -6,14 +6,27 @@ import dataclasses
 
 import numpy as np
 
-from xmipp_accel.backend import array_module, fft_module
+from xmipp_accel.backend import array_module, fft_module, to_host
 from xmipp_accel.movie_alignment import correlate, solve
+from xmipp_accel.movie_alignment.others import (
+    aligned_sum,
+    correlation_moments,
+    make_weighting,
+    moving_phases,
+    newton_step,
+    shift_information,
+    slopes,
+)
 from xmipp_accel.movie_alignment.spectra import SignalSpectrum, gaussian, phases
 
 COARSE_RESOLUTION = 30.0
-BATCH_BYTES = 64 << 20
+# Cross-spectra at a time: in the cache of a CPU, few launches on a GPU.
+HOST_BYTES, DEVICE_BYTES = 16 << 20, 1 << 30
 CONVERGED = 0.003
 MAX_ROUNDS = 12
+# The rounds at full resolution keep the frequencies that hold this part of the information.
+INFORMATION = 0.99
+LONGEST_STEP = 1.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,24 +75,22 @@ def align_whole_frames(spectra, sampling_rate, max_shift, max_resolution=0.0):
     coarse = max(COARSE_RESOLUTION, max_resolution)
     shifts, trusted, at_limit = _from_all_pairs(spectra, sampling_rate, max_shift, coarse)
     for resolution in (coarse, coarse / 2):
-        shifts, _ = _against_others(
-            spectra.crop(_band(resolution, sampling_rate)),
-            shifts,
-            _gaussian_weight(resolution, sampling_rate),
-            search=2 * resolution / sampling_rate / 3,
-        )
-    change = np.inf
+        shifts = _search_against_others(spectra, shifts, resolution, sampling_rate)
+    spectrum = AlignedFrames(spectra, shifts).spectrum
+    kept, change = spectra.crop(spectrum.limit(INFORMATION)), np.inf
+    power = None
     for _ in range(MAX_ROUNDS):
-        spectrum = measure_spectrum(spectra, shifts)
-        weight = combined_weight(spectrum, sampling_rate, max_resolution)
-        new, information = _against_others(spectra, shifts, weight)
+        frames = AlignedFrames(kept, shifts, power)
+        power = frames.power
+        step, information = frames.newton_step(combined_weight(frames.spectrum, sampling_rate, max_resolution))
+        new = shifts + step
         new -= new.mean(axis=0)
         change = float(np.abs(new - shifts).max())
         shifts = new
         if change < CONVERGED:
             break
     return WholeFrameAlignment(
-        shifts, standard_errors(information), measure_spectrum(spectra, shifts), trusted, at_limit, change
+        shifts, standard_errors(information), AlignedFrames(spectra, shifts).spectrum, trusted, at_limit, change
     )
 
 
@@ -106,27 +117,49 @@ def standard_errors(information):
     return np.where(known[:, None], np.sqrt(np.abs(diagonal)), np.inf)
 
 
-def measure_spectrum(spectra, shifts):
-    """Signal and noise of frames translated by `shifts`."""
-    n = len(spectra.data)
-    spectrum = SignalSpectrum(n, max(8, min(spectra.extent) // 16))
-    total, power = _aligned_sum(spectra, shifts)
-    spectrum.add(abs(total) ** 2, power, spectrum.rings(spectra.radius))
-    return spectrum
+class AlignedFrames:
+    """Frames translated by `shifts` (n, 2), their sum, and the signal and noise in them.
+
+    Parameters
+    ----------
+    spectra : Spectra
+    shifts : ndarray, shape (n, 2)
+    power : tuple, optional
+        That of the same spectra with other shifts, which do not change it.
+    """
+
+    def __init__(self, spectra, shifts, power=None):
+        self._spectra, xp = spectra, array_module(spectra.data)
+        n = len(spectra.data)
+        self._phases = moving_phases(shifts[None], spectra.fy, spectra.fx, xp)
+        self._total, power_of_all = aligned_sum(spectra.data[None], self._phases)
+        self.spectrum = SignalSpectrum(n, max(8, min(spectra.extent) // 16))
+        self.power = power or self._frame_power(power_of_all[0])
+        rings, frame_power, count = self.power
+        total = self._total[0]
+        self.spectrum.add_rings(self.spectrum.sum_rings(total.real**2 + total.imag**2, rings), frame_power, count)
+
+    def _frame_power(self, power):
+        """Ring of each frequency, and sums over rings of the frames' power and of the frequencies."""
+        rings = self.spectrum.rings(self._spectra.radius)
+        seen = (power > 0).astype(power.dtype)
+        return rings, self.spectrum.sum_rings(power, rings), self.spectrum.sum_rings(seen, rings)
+
+    def newton_step(self, weight):
+        """Step (n, 2) of every frame towards the sum of the others, and its information (n, 2, 2)."""
+        spectra, xp = self._spectra, array_module(self._spectra.data)
+        weighting = make_weighting(spectra.fy, spectra.fx, weight, xp)
+        found = slopes(correlation_moments(spectra.data[None], self._total, weighting, self._phases)[0])
+        step, definite = newton_step(found.gradient, found.curvature)
+        information = shift_information(found.curvature, found.variance)
+        step, information, definite = (to_host(array) for array in (step, information, definite))
+        # No step leads farther than the finest waves allow; the next round goes on from there.
+        length = np.hypot(step[:, 0], step[:, 1])
+        step = step * np.minimum(1.0, LONGEST_STEP / np.maximum(length, 1e-12))[:, None]
+        return step, np.where(definite[:, None, None], information, 0.0)
 
 
-def _aligned_sum(spectra, shifts):
-    xp = array_module(spectra.data)
-    ey, ex = phases(spectra.fy, spectra.fx, shifts, xp)
-    total = xp.zeros(spectra.data.shape[1:], dtype=xp.complex64)
-    power = xp.zeros(spectra.data.shape[1:], dtype=xp.float32)
-    for t, frame in enumerate(spectra.data):
-        total += frame * ey[t] * ex[t]
-        power += frame.real**2 + frame.imag**2
-    return total, power
-
-
-def _band(resolution, sampling_rate):
+def low_pass_limit(resolution, sampling_rate):
     """Frequency where the squared Gaussian has fallen to 0.2 %, cycles per px."""
     return min(0.5, 2.5 * 0.8493 * sampling_rate / resolution)
 
@@ -143,7 +176,7 @@ def _half_plane_weight(spectra, weight):
 
 
 def _from_all_pairs(spectra, sampling_rate, max_shift, resolution):
-    spectra = spectra.crop(_band(resolution, sampling_rate))
+    spectra = spectra.crop(low_pass_limit(resolution, sampling_rate))
     xp = array_module(spectra.data)
     weight = _half_plane_weight(spectra, _gaussian_weight(resolution, sampling_rate))
     power = xp.sqrt((weight * (spectra.data.real**2 + spectra.data.imag**2)).sum(axis=(1, 2)))
@@ -152,7 +185,7 @@ def _from_all_pairs(spectra, sampling_rate, max_shift, resolution):
     i, j = solve.frame_pairs(n)
     step = tuple(e / s for e, s in zip(spectra.extent, spectra.shape))
     found, weights, limit = [], [], []
-    batch = max(1, BATCH_BYTES // data[0].nbytes)
+    batch = max(1, (HOST_BYTES if xp is np else DEVICE_BYTES) // data[0].nbytes)
     for first in range(0, len(i), batch):
         a, b = xp.asarray(i[first : first + batch]), xp.asarray(j[first : first + batch])
         cross = data[a] * data[b].conj() * weight
@@ -168,30 +201,19 @@ def _from_all_pairs(spectra, sampling_rate, max_shift, resolution):
     return shifts, float(trusted.mean()), float(touching.mean())
 
 
-def _against_others(spectra, shifts, weight, search=0.0):
-    """One round: each frame against the sum of the others; returns new shifts and their information."""
+def _search_against_others(spectra, shifts, resolution, sampling_rate):
+    """Shifts (n, 2) that bring each low-passed frame onto the sum of the others, searched nearby."""
+    weight = _gaussian_weight(resolution, sampling_rate)
+    spectra = spectra.crop(low_pass_limit(resolution, sampling_rate))
     xp = array_module(spectra.data)
-    n = len(spectra.data)
-    fy, fx = spectra.fy, spectra.fx
-    weights = _half_plane_weight(spectra, weight)
-    total, _ = _aligned_sum(spectra, shifts)
-    ey, ex = phases(fy, fx, shifts, xp)
+    ey, ex = phases(spectra.fy, spectra.fx, shifts, xp)
+    moved = spectra.data * (ey * ex)
+    cross = moved * (moved.sum(axis=0) - moved).conj() * _half_plane_weight(spectra, weight)
     step = tuple(e / s for e, s in zip(spectra.extent, spectra.shape))
-    new, information = np.array(shifts), np.zeros((n, 2, 2))
-    batch = max(1, BATCH_BYTES // spectra.data[0].nbytes)
-    for first in range(0, n, batch):
-        rows = slice(first, min(n, first + batch))
-        moved = spectra.data[rows] * ey[rows] * ex[rows]
-        others = total - moved
-        cross = moved * others.conj() * weights
-        start = np.zeros((len(cross), 2))
-        if search:
-            start, _ = correlate.window_maximum(cross, fy, fx, search, step)
-        delta, curvature = correlate.newton(cross, fy, fx, start, reach=3 * max(step))
-        variance = correlate.gradient_variance(cross.real**2 + cross.imag**2, fy, fx)
-        new[rows] += delta
-        information[rows] = correlate.shift_information(curvature, variance)
-    return new, information
+    radius = 2 * resolution / sampling_rate / 3
+    start, _ = correlate.window_maximum(cross, spectra.fy, spectra.fx, radius, step)
+    delta, _ = correlate.newton(cross, spectra.fy, spectra.fx, start, reach=3 * max(step))
+    return shifts + delta
 
 
 def frames_on_grid(spectra, shape):

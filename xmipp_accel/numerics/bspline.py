@@ -77,3 +77,13 @@ def evaluate_grid(control_points, t, y, x, lengths):
     control_points = np.asarray(control_points, dtype=np.float64)
     bases = [basis_matrix(p, length, n) for p, length, n in zip((t, y, x), lengths, control_points.shape[:3])]
     return np.einsum("ai,bj,ck,ijkd->abcd", *bases, control_points, optimize=True)
+
+
+def evaluate_frames(control_points, t, y, x, lengths):
+    """Evaluate the field at the scattered points of `y` and `x` (m,) for each of `t` (n,); shape (n, m, 2)."""
+    control_points = np.asarray(control_points, dtype=np.float64)
+    in_time, in_y, in_x = (
+        basis_matrix(p, length, n) for p, length, n in zip((t, y, x), lengths, control_points.shape[:3])
+    )
+    planes = np.einsum("ai,ijkc->ajkc", in_time, control_points)
+    return np.stack([np.einsum("pj,pk,jkc->pc", in_y, in_x, plane, optimize=True) for plane in planes])

@@ -86,6 +86,24 @@ def micrograph_image(image, title="", width=600) -> Figure:
     return figure
 
 
+def power_spectra(before, after, title="") -> Figure:
+    """Power spectra of one micrograph, without alignment in the left half and with it in the right half.
+
+    Parameters
+    ----------
+    before, after : (n, n) array
+        Amplitudes with zero frequency at ``n // 2``.
+    title : str
+    """
+    halves = np.where(np.arange(after.shape[1]) < after.shape[1] // 2, before, after)
+    image = np.log(np.maximum(halves, 1e-6 * halves.max()))
+    figure = Figure(figsize=(5, 5), layout="constrained")
+    axes = figure.subplots()
+    _show(axes, image, *np.percentile(image, (5, 99.5)))
+    axes.set_title(f"{title} unaligned | aligned".strip())
+    return figure
+
+
 def class_montage(images, labels=None, title="") -> Figure:
     """Images (n, y, x) side by side, each with its own contrast and label."""
     images = np.asarray(images)

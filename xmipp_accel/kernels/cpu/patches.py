@@ -6,21 +6,25 @@ import numba
 import numpy as np
 
 
-@numba.njit(parallel=True, cache=True)
+@numba.njit(parallel=True, fastmath=True, cache=True)
 def _cut(images, starts, window, out):
     n_patches, n = starts.shape[:2]
     size = len(window)
     for job in numba.prange(n_patches * n):
         p, t = job // n, job % n
         y0, x0 = starts[p, t, 0], starts[p, t, 1]
-        total = 0.0
+        total = np.float64(0)
         for y in range(size):
+            row_total = np.float32(0)
+            row = images[t, y0 + y, x0 : x0 + size]
             for x in range(size):
-                total += images[t, y0 + y, x0 + x]
+                row_total += row[x]
+            total += row_total
         mean = np.float32(total / (size * size))
         for y in range(size):
+            row = images[t, y0 + y, x0 : x0 + size]
             for x in range(size):
-                out[p, t, y, x] = (images[t, y0 + y, x0 + x] - mean) * (window[y] * window[x])
+                out[p, t, y, x] = (row[x] - mean) * (window[y] * window[x])
 
 
 def cut_patches(images, starts, window):

@@ -1,0 +1,146 @@
+"""Each frame against the sum of the others: one Gauss-Newton step for whole frames and for patches alike."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+from xmipp_accel.backend import array_module, cuda_kernel
+
+# Weights below this part of the largest are left out.
+NEGLIGIBLE = 1e-4
+THREADS, ROWS, N_MOMENTS = 128, 32, 8
+
+
+@dataclasses.dataclass(frozen=True)
+class Weighting:
+    """Weights of cross-spectra on a half plane of frequencies.
+
+    Attributes
+    ----------
+    fy, fx : array of float32, shapes (ky,) and (kx,)
+        Cycles per px.
+    values : array of float32, shape (ky, kx)
+        Doubled where a frequency stands for its conjugate too.
+    columns : array of int32, shape (ky,)
+        Leading columns of each row that have any weight.
+    """
+
+    fy: Any
+    fx: Any
+    values: Any
+    columns: Any
+
+
+def make_weighting(fy, fx, weight, xp):
+    """Evaluate ``weight(radius)`` on the half plane of frequencies `fy` and `fx` (cycles per px)."""
+    fy, fx = xp.asarray(fy, dtype=xp.float32), xp.asarray(fx, dtype=xp.float32)
+    values = 2 * weight(xp.hypot(fy[:, None], fx[None])).astype(xp.float32)
+    values[:, 0] *= 0.5
+    values[0, 0] = 0
+    count = xp.where(values > NEGLIGIBLE * values.max(), xp.arange(1, len(fx) + 1), 0)
+    return Weighting(fy, fx, values, count.max(axis=1).astype(xp.int32))
+
+
+def moving_phases(shifts, fy, fx, xp):
+    """Phases (b, n, ky) and (b, n, kx), complex64, that translate by `shifts` (b, n, 2)."""
+    shifts = xp.asarray(shifts, dtype=xp.float64)
+    turn = -2j * np.pi
+    ey = xp.exp(turn * (shifts[..., :1] * xp.asarray(fy, dtype=xp.float64))).astype(xp.complex64)
+    return ey, xp.exp(turn * (shifts[..., 1:] * xp.asarray(fx, dtype=xp.float64))).astype(xp.complex64)
+
+
+def aligned_sum(spectra, phases):
+    """Sums (b, ky, kx) of `spectra` (b, n, ky, kx), moved by :func:`moving_phases`, and sums of their power."""
+    xp = array_module(spectra)
+    n_sets, n, ky, kx = spectra.shape
+    if xp is np:
+        from xmipp_accel.kernels.cpu.others import aligned_sum as cpu_sum
+
+        return cpu_sum(spectra, *phases)
+    total, power = (xp.empty((n_sets, ky, kx), dtype=dtype) for dtype in (xp.complex64, xp.float32))
+    blocks = (-(-kx // THREADS), ky, n_sets)
+    sizes = [np.int32(s) for s in (n, ky, kx)]
+    cuda_kernel("others", "aligned_sum")(blocks, (THREADS,), (spectra, *phases, total, power, *sizes))
+    return total, power
+
+
+def correlation_moments(spectra, total, weighting, phases):
+    """Moments (b, n, 8) of :func:`xmipp_accel.kernels.cpu.others.correlation_moments`, on the spectra's device."""
+    xp = array_module(spectra)
+    arrays = weighting.values, weighting.columns, *phases, weighting.fy, weighting.fx
+    if xp is np:
+        from xmipp_accel.kernels.cpu.others import correlation_moments as cpu_moments
+
+        return cpu_moments(spectra, total, *arrays)
+    n_sets, n, ky, kx = spectra.shape
+    parts = -(-ky // ROWS)
+    out = xp.empty((n_sets, n, parts, N_MOMENTS), dtype=xp.float64)
+    sizes = [np.int32(s) for s in (n, ky, kx)]
+    kernel = cuda_kernel("others", "correlation_moments")
+    kernel((n_sets * n, parts), (THREADS,), (spectra, total, *arrays, out, *sizes))
+    return out.sum(axis=2)
+
+
+@dataclasses.dataclass(frozen=True)
+class Slopes:
+    """What the correlation with the others says about each frame's remaining translation.
+
+    Attributes
+    ----------
+    gradient : array, shape (..., 2)
+        Of the correlation, at no translation.
+    curvature : array, shape (..., 2, 2)
+        Its negative Hessian.
+    variance : array, shape (..., 2, 2)
+        Of the gradient, when the cross-spectra are noise.
+    """
+
+    gradient: Any
+    curvature: Any
+    variance: Any
+
+
+def slopes(moments):
+    """Derivatives of the correlation, from its moments (..., 8)."""
+    circle = 2 * np.pi
+    return Slopes(
+        circle * moments[..., :2], circle**2 * _symmetric(moments[..., 2:5]),
+        0.5 * circle**2 * _symmetric(moments[..., 5:8]),
+    )  # fmt: skip
+
+
+def _symmetric(yy_xx_xy):
+    xp = array_module(yy_xx_xy)
+    return xp.stack([yy_xx_xy[..., [0, 2]], yy_xx_xy[..., [2, 1]]], axis=-2)
+
+
+def newton_step(gradient, curvature):
+    """Step (..., 2) to the maximum of the parabola and whether (...) there is one; else one along the gradient."""
+    xp = array_module(gradient)
+    trace = curvature[..., 0, 0] + curvature[..., 1, 1]
+    determinant = curvature[..., 0, 0] * curvature[..., 1, 1] - curvature[..., 0, 1] ** 2
+    definite = (trace > 0) & (determinant > 1e-3 * trace**2)
+    eye = xp.eye(2) * xp.maximum(xp.abs(trace), 1e-30)[..., None, None]
+    return _solve2(xp.where(definite[..., None, None], curvature, eye), gradient), definite
+
+
+def _solve2(matrix, right):
+    """Solutions (..., 2) of symmetric systems (..., 2, 2)."""
+    xp = array_module(matrix)
+    a, b, d = matrix[..., 0, 0], matrix[..., 0, 1], matrix[..., 1, 1]
+    y, x = right[..., 0], right[..., 1]
+    return xp.stack([d * y - b * x, a * x - b * y], axis=-1) / (a * d - b * b)[..., None]
+
+
+def shift_information(curvature, variance):
+    """Information H V^-1 H (..., 2, 2) of shifts, the inverse of their covariance; zero without noise."""
+    xp = array_module(curvature)
+    a, b, d = variance[..., 0, 0], variance[..., 0, 1], variance[..., 1, 1]
+    determinant = a * d - b * b
+    known = determinant > 0
+    adjugate = xp.stack([xp.stack([d, -b], axis=-1), xp.stack([-b, a], axis=-1)], axis=-2)
+    inverse = adjugate / xp.where(known, determinant, 1.0)[..., None, None]
+    return xp.where(known[..., None, None], curvature @ inverse @ curvature, 0.0)
