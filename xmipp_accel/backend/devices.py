@@ -8,6 +8,7 @@ import functools
 import logging
 import os
 import re
+import threading
 
 import numpy as np
 
@@ -15,6 +16,7 @@ from xmipp_accel.backend.arrays import to_host
 from xmipp_accel.errors import DeviceError
 
 logger = logging.getLogger(__name__)
+_thread = threading.local()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,12 +46,21 @@ class Device:
         """Context manager that makes this the current device of the thread."""
         return contextlib.nullcontext() if self.kind == "cpu" else self.xp.cuda.Device(self.index)
 
+    def make_current(self):
+        """Make this the current device of the calling thread for good, with a stream of its own."""
+        if self.kind == "cuda":
+            self.xp.cuda.Device(self.index).use()
+            _thread.stream = self.xp.cuda.Stream(non_blocking=True)  # lives as long as the thread
+            _thread.stream.use()
+
     def asarray(self, array, dtype=None):
         """Copy `array` to this device, if it is not there already."""
         if self.kind == "cpu":
             return np.asarray(to_host(array), dtype=dtype)
         with self.activate():
-            return self.xp.asarray(array, dtype=dtype)
+            copied = self.xp.asarray(array, dtype=dtype)
+            self.xp.cuda.get_current_stream().synchronize()  # other threads have streams of their own
+        return copied
 
     def host_buffer(self, shape, dtype):
         """Empty array on the host, from which copies to this device are fastest."""

@@ -18,6 +18,7 @@ from xmipp_accel.io.files import open_input, read_bytes, read_into
 from xmipp_accel.io.publish import atomic_path
 
 HEADER_BYTES = 1024
+BLOCK = 1 << 17  # pixels
 DTYPES = {0: "i1", 1: "i2", 2: "f4", 6: "u2", 12: "f2", 101: "u1"}
 WRITTEN_MODES = {"int8": 0, "int16": 1, "float32": 2, "uint16": 6, "float16": 12}
 IMOD_STAMP = 1146047817
@@ -270,10 +271,16 @@ class _Statistics:
         # NumPy squares halves as halves, which overflow.
         values = array.astype(np.float32) if array.dtype == np.float16 else array
         self.low, self.high = np.minimum(self.low, values.min()), np.maximum(self.high, values.max())
-        mean, squares = values.mean(dtype=np.float64), values.var(dtype=np.float64) * values.size
+        flat = values.ravel()
+        for start in range(0, flat.size, BLOCK):  # in the cache, not another array of the size of a stack
+            self._add_block(flat[start : start + BLOCK].astype(np.float64))
+
+    def _add_block(self, values):
+        mean = values.mean()
+        values -= mean
         total = self.count + values.size
         difference = mean - self.mean
-        self.squares += squares + difference**2 * self.count * values.size / total
+        self.squares += np.dot(values, values) + difference**2 * self.count * values.size / total
         self.mean += difference * values.size / total
         self.count = total
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -17,16 +18,15 @@ from xmipp_accel.movie_alignment.one_movie import OneMovie
 
 logger = logging.getLogger(__name__)
 
-# Movies whose frames are in memory at a time. A GPU computes one while the next is read; on the CPU, reading would
-# only take the time that computing needs, and the memory of another movie.
-IN_MEMORY = {"cpu": 1, "cuda": 2}
+# A GPU with this much free memory computes two movies at a time: the work of one fills the gaps of the other.
+MEMORY_FOR_TWO = 32 << 30
 
 
 class MovieAlignmentExecutor:
     """Aligns movies; long-lived, bound to one device.
 
-    :meth:`process` may be called from several threads: one movie is computed at a time, while others are read and
-    written. `IN_FLIGHT` threads are enough.
+    :meth:`process` may be called from several threads, `IN_FLIGHT` of them at best: a GPU computes one or two
+    movies while others are read and written.
 
     Parameters
     ----------
@@ -44,13 +44,16 @@ class MovieAlignmentExecutor:
         The frame groups cannot be read.
     """
 
-    IN_FLIGHT = 4
+    IN_FLIGHT = 6
 
     def __init__(self, parameters, device=CPU, gain=None, dark=None, defects=None, frame_groups=None):
         self.parameters = parameters
         self.device = device
-        self.in_memory = threading.BoundedSemaphore(IN_MEMORY[device.kind])
-        self.computing = threading.Lock()
+        at_once = 2 if device.kind == "cuda" and device.free_memory() > MEMORY_FOR_TWO else 1
+        self.computing = ThreadPoolExecutor(at_once, "compute", device.make_current)
+        # On the CPU, reading ahead would take cores from the computing, and the memory of another movie.
+        self.in_memory = threading.BoundedSemaphore(at_once + (device.kind == "cuda"))
+        self._lock = threading.Lock()
         self._gain, self._dark, self._defects = gain, dark, defects
         self.frame_groups = read_frame_groups(frame_groups) if frame_groups else None
         self._references = {}
@@ -97,21 +100,25 @@ class MovieAlignmentExecutor:
 
     def references(self, shape, is_eer=False):
         """Gain and dark on the device, each or None, and defects on the host, for frames of this shape."""
-        if (shape, is_eer) not in self._references:
-            p = self.parameters
-            gain = dark = None
-            bad = np.zeros(shape, dtype=bool)
-            if self._gain:
-                divide = divides(p.gain_mode, self._gain, is_eer)
-                gain, zero = read_gain(self._gain, shape, p.gain_rotation, p.gain_flip, divide)
-                gain, bad = self.device.asarray(gain, np.float32), bad | zero
-            if self._dark:
-                dark = self.device.asarray(read_dark(self._dark, shape, p.gain_rotation, p.gain_flip), np.float32)
-            if self._defects:
-                bad = bad | read_defects(self._defects, shape)
-            self._references = {(shape, is_eer): (gain, dark, bad)}
-            self._gain_check = None
-        return self._references[shape, is_eer]
+        with self._lock:
+            if (shape, is_eer) not in self._references:
+                self._references = {(shape, is_eer): self._read_references(shape, is_eer)}
+                self._gain_check = None
+            return self._references[shape, is_eer]
+
+    def _read_references(self, shape, is_eer):
+        p = self.parameters
+        gain = dark = None
+        bad = np.zeros(shape, dtype=bool)
+        if self._gain:
+            divide = divides(p.gain_mode, self._gain, is_eer)
+            gain, zero = read_gain(self._gain, shape, p.gain_rotation, p.gain_flip, divide)
+            gain, bad = self.device.asarray(gain, np.float32), bad | zero
+        if self._dark:
+            dark = self.device.asarray(read_dark(self._dark, shape, p.gain_rotation, p.gain_flip), np.float32)
+        if self._defects:
+            bad = bad | read_defects(self._defects, shape)
+        return gain, dark, bad
 
     def check_gain(self, movie, frames, is_eer):
         """Compare the gain with the raw frames of the first movie, and of others until one is certain.

@@ -6,6 +6,7 @@ import contextlib
 import logging
 import os
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
@@ -62,19 +63,22 @@ class OneMovie:
         with self.executor.in_memory:
             with self._stage("read", 1):
                 raw = self._read()
-            with self.executor.computing:
-                with self._stage("align", 2):
-                    movie, blank = self._prepare(raw)
-                    motion = self._motion(movie, blank)
-                with self._stage("correct", 3):
-                    images, frc = self._averages(movie, blank, motion)
-            bad, shape = movie.bad_positions, tuple(int(length) for length in movie.shape[1:])
-            del raw, movie
+            computed = self.executor.computing.submit(self._compute, raw).result()
+            del raw
         with self._stage("write", 4):
-            result = self._write(images, motion, blank, bad, shape, frc)
+            result = self._write(*computed)
         write_json(self.folder / f"{self.name}.json", result.to_json())
         logger.info("%s: %s, %.1f s", self.path.name, result.status, sum(self.timings.values()))
         return result
+
+    def _compute(self, raw):
+        with self._stage("align", 2):
+            movie, blank = self._prepare(raw)
+            motion = self._motion(movie, blank)
+        with self._stage("correct", 3):
+            images, frc = self._averages(movie, blank, motion)
+        shape = tuple(int(length) for length in movie.shape[1:])
+        return images, frc, motion, blank, movie.bad_positions, shape
 
     def _read(self):
         p = self.parameters
@@ -120,7 +124,9 @@ class OneMovie:
         try:
             movie.repair(bad)
             if p.hot_pixel_sigma > 0:
-                movie.repair(bad | outlier_pixels(movie.mean_frame(), bad, p.hot_pixel_sigma))
+                outliers = outlier_pixels(movie.mean_frame(), bad, p.hot_pixel_sigma)
+                if outliers.any():
+                    movie.repair(bad | outliers)
         except ProcessingError as error:
             raise ProcessingError(f"{self.path}: {error}") from error
 
@@ -166,7 +172,7 @@ class OneMovie:
     def _aligned_exposures(self):
         return self.exposures[self.first - 1 : self.last]
 
-    def _write(self, images, motion, blank, bad, shape, frc):
+    def _write(self, images, frc, motion, blank, bad, shape):
         p = self.parameters
         outputs = self._write_images(images, self._output_rate(shape))
         outputs |= {"xmd": f"{self.name}.xmd", "star": f"{self.name}.star"}
@@ -206,8 +212,11 @@ class OneMovie:
         return "; ".join(reason for reason, applies in reasons.items() if reason and applies)
 
     def _write_images(self, images, sampling_rate):
-        for key, image in images.items():
+        def write(key):
             dtype = np.float32 if key.startswith("power_spectrum") else self._dtype
-            write_image(self._output(key), image, sampling_rate, dtype)
+            write_image(self._output(key), images[key], sampling_rate, dtype)
+
+        with ThreadPoolExecutor(max(1, len(images))) as pool:
+            list(pool.map(write, images))
         written = [*images, *(["aligned_movie"] if self.parameters.save_aligned_movie else [])]
         return {key: self._output(key).name for key in written}
