@@ -1,7 +1,11 @@
 # The two commands of the README are `make demo` and `make test`; both make their own environment first.
 #   make demo DEVICE=cuda        run on the GPU (installs CuPy for the driver's CUDA version)
 #   make demo PYTHON=python3.10  use another Python (3.9 to 3.12)
+# `make bench-movies`, `make bench-movies-gpu` and `make bench-movies-memory` measure: see docs/benchmarks.md.
 
+ifeq ($(MAKECMDGOALS),bench-movies-gpu)
+DEVICE := cuda
+endif
 DEVICE ?= cpu
 VENV ?= .venv
 OUTPUT ?= demo-output
@@ -11,7 +15,7 @@ EXTRAS := test$(if $(filter cuda%,$(DEVICE)),$(if $(CUDA_MAJOR),$(comma)cuda$(CU
 comma := ,
 INSTALLED := $(VENV)/.installed-$(subst $(comma),-,$(EXTRAS))
 
-.PHONY: demo test lint wheel clean
+.PHONY: demo test lint wheel bench-movies bench-movies-gpu bench-movies-memory clean
 
 demo: $(INSTALLED)
 	$(VENV)/bin/xmipp-accel demo --device $(DEVICE) --output $(OUTPUT)
@@ -27,6 +31,15 @@ lint: $(INSTALLED)
 
 wheel: $(INSTALLED)
 	$(VENV)/bin/python -m build --wheel --outdir dist
+
+bench-movies: $(INSTALLED)
+	$(VENV)/bin/python -m benchmarks.movies
+
+bench-movies-gpu: $(INSTALLED)
+	$(VENV)/bin/python -m benchmarks.movies_gpu
+
+bench-movies-memory: $(INSTALLED)
+	$(VENV)/bin/python -m benchmarks.movie_memory --device $(DEVICE)
 
 $(VENV)/bin/python:
 	$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(not ((3, 9) <= v <= (3, 12)) and "Python 3.9 to 3.12 is needed, this is %d.%d: make PYTHON=..." % v)'
