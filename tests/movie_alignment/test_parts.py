@@ -215,18 +215,16 @@ def test_cross_validation_tells_motion_from_noise():
     assert model.choose_stiffness(noise, information, Stiffness(0.3, 0.3))[1] < 0.02
 
 
-def test_the_stiffest_and_the_softest_models_can_be_chosen():
-    """Both ends of the table, from the other one: there the climb comes back to where it was."""
+def test_the_softest_model_can_be_chosen():
+    """The end of the table, where the climb finds only what it has tried."""
     rng = np.random.default_rng(2)
     lengths, times = (10.0, 500.0, 600.0), np.arange(10)
     grid = make_grid((500, 600), (500, 600), (0, 0), 150, (5, 6))
     model = LocalModel((5, 5, 5), lengths, grid.positions, (150, 150), times)
-    information = np.full((30, 10, 2), 1e8)
     wild = model.predict(rng.normal(0, 30, (5, 5, 5, 2)))
-    assert model.choose_stiffness(wild, information, Stiffness(0.01, 0.01))[0] == Stiffness(10.0, 10.0)
-    plain = np.zeros_like(wild) + rng.normal(0, 3.0, wild.shape)
-    stiffness, _ = model.choose_stiffness(plain, np.full(wild.shape, 1 / 9.0), Stiffness(10.0, 10.0))
-    assert stiffness.space <= 0.03
+    found, gain = model.choose_stiffness(wild, np.full(wild.shape, 1e8), Stiffness(0.01, 0.01))
+    assert found == Stiffness(10.0, 10.0)
+    assert gain > 0.5
 
 
 def test_one_bad_patch_is_discounted():
