@@ -17,7 +17,7 @@ from xmipp_accel.numerics import bspline
 UNFILTERED_REACH = 6.0
 # Low-pass (A, half amplitude) of the rounds on a coarse grid, which find the motion, and on the fine grid, which
 # measure it; 0 uses all frequencies as they were measured.
-COARSE_ROUNDS, FINE_ROUNDS = (20.0, 20.0), (10.0, 0.0, 0.0)
+COARSE_ROUNDS, FINE_ROUNDS = (20.0, 20.0), (0.0, 0.0)
 # The fine grid keeps the frequencies that hold this part of the information.
 INFORMATION = 0.95
 CONTROL_SPACING = 1000.0
@@ -76,7 +76,7 @@ def align_locally(spectra, times, shape, whole, parameters, sampling_rate):
     found = LocalAlignment(np.array(whole.shifts), np.zeros((*n_control, 2)), whole.spectrum, Stiffness(1.0, 1.0))
     limits = low_pass_limit(COARSE_ROUNDS[0], sampling_rate), whole.spectrum.limit(INFORMATION)
     for limit, rounds in zip(limits, (COARSE_ROUNDS, FINE_ROUNDS)):
-        grid = _WorkingGrid(spectra.crop(limit), times, shape, n_control, parameters, sampling_rate)
+        grid = _WorkingGrid(spectra, limit, times, shape, n_control, parameters, sampling_rate)
         stack = PatchStack(grid.images, grid.patches, grid.field(found))
         for resolution in rounds:
             found = grid.refine(stack, found, resolution)
@@ -96,14 +96,14 @@ def control_counts(parameters, shape, sampling_rate):
 class _WorkingGrid:
     """Frames, patches and model at one resolution."""
 
-    def __init__(self, spectra, times, shape, n_control, parameters, sampling_rate):
+    def __init__(self, spectra, limit, times, shape, n_control, parameters, sampling_rate):
         self.parameters, self.sampling_rate, self.times = parameters, sampling_rate, times
-        self.images = frames_on_grid(spectra, spectra.shape)
+        self.images = frames_on_grid(spectra, limit)
         self.lengths = tuple(map(float, shape))
         origin = tuple((s - e) // 2 for s, e in zip(shape[1:], spectra.extent))
         edge = min(parameters.min_local_resolution / sampling_rate, min(spectra.extent) / 2)
         counts = parameters.patches_y, parameters.patches_x
-        self.patches = make_grid(spectra.shape, spectra.extent, origin, edge, counts)
+        self.patches = make_grid(self.images.shape[1:], spectra.extent, origin, edge, counts)
         self.groups = frame_groups(len(times), parameters.group_frames)
         self.centres = [times[group].mean() for group in self.groups]
         edges = tuple(self.patches.size * p for p in self.patches.pixel)

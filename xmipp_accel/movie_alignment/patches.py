@@ -20,8 +20,8 @@ from xmipp_accel.movie_alignment.others import (
 )
 from xmipp_accel.movie_alignment.spectra import SignalSpectrum
 
-# Largest stack of transforms that is kept; larger ones are made again, in parts, whenever they are needed.
-HOST_BYTES, DEVICE_BYTES = 1 << 30, 2 << 30
+# Largest stack of transforms that is kept; larger ones are made again, in blocks, whenever they are needed.
+KEPT_ON_HOST, KEPT_ON_DEVICE, BLOCK_BYTES = 256 << 20, 2 << 30, 64 << 20
 THREADS = 256
 
 
@@ -137,9 +137,10 @@ class PatchStack:
         # What a patch's content needs besides its field, since it was cut at whole pixels.
         self.offsets = ((moved - start) * pixel).swapaxes(0, 1)
         each = n * size * (size // 2 + 1) * 8
-        count, room = len(self._starts), HOST_BYTES if array_module(images) is np else DEVICE_BYTES
-        self._places = np.array_split(np.arange(count), -(-count * each // room))
-        self._kept = self._transforms(self._places[0]) if len(self._places) == 1 else None
+        count = len(self._starts)
+        keep = count * each <= (KEPT_ON_HOST if array_module(images) is np else KEPT_ON_DEVICE)
+        self._places = np.array_split(np.arange(count), 1 if keep else -(-count * each // BLOCK_BYTES))
+        self._kept = self._transforms(self._places[0]) if keep else None
 
     def blocks(self):
         """Yield indices of patches and their transforms (len, n, size, size // 2 + 1), complex64."""

@@ -147,7 +147,7 @@ def _middle_of_neighbours(image):
 def _in_deviations(difference, good):
     """Divide by the robust standard deviation of the good pixels; 0 if they have none."""
     xp = array_module(difference)
-    step = max(1, difference.size // 1_000_000)
+    step = max(1, difference.size // 100_000)
     sample = difference.ravel()[::step][good.ravel()[::step]]
     if not sample.size:
         return xp.zeros_like(difference)

@@ -47,9 +47,13 @@ class Spectra:
         xp = array_module(self.data)
         return xp.hypot(*(xp.asarray(f, dtype=xp.float32) for f in (self.fy[:, None], self.fx[None])))
 
+    def shape_within(self, limit):
+        """Grid that holds the frequencies up to `limit`, in cycles per px of the movie."""
+        return tuple(grid_size(e, limit, s) for e, s in zip(self.extent, self.shape))
+
     def crop(self, limit):
         """Copy without the frequencies above `limit`, in cycles per px of the movie."""
-        shape = tuple(grid_size(e, limit, s) for e, s in zip(self.extent, self.shape))
+        shape = self.shape_within(limit)
         if shape == self.shape:
             return self
         return Spectra(crop_half_plane(self.data, self.shape, shape), shape, self.extent)

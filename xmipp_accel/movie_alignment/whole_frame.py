@@ -17,7 +17,7 @@ from xmipp_accel.movie_alignment.others import (
     shift_information,
     slopes,
 )
-from xmipp_accel.movie_alignment.spectra import SignalSpectrum, gaussian, phases
+from xmipp_accel.movie_alignment.spectra import SignalSpectrum, crop_half_plane, gaussian, phases
 
 COARSE_RESOLUTION = 30.0
 # Cross-spectra at a time: in the cache of a CPU, few launches on a GPU.
@@ -26,6 +26,8 @@ CONVERGED = 0.003
 MAX_ROUNDS = 12
 # The rounds at full resolution keep the frequencies that hold this part of the information.
 INFORMATION = 0.99
+# A copy without the others must be this much smaller to be worth its memory.
+WORTH_A_COPY = 0.7
 LONGEST_STEP = 1.0
 
 
@@ -77,10 +79,12 @@ def align_whole_frames(spectra, sampling_rate, max_shift, max_resolution=0.0):
     for resolution in (coarse, coarse / 2):
         shifts = _search_against_others(spectra, shifts, resolution, sampling_rate)
     spectrum = AlignedFrames(spectra, shifts).spectrum
-    kept, change = spectra.crop(spectrum.limit(INFORMATION)), np.inf
-    power = None
+    limit = spectrum.limit(INFORMATION)
+    if np.prod(spectra.shape_within(limit)) < WORTH_A_COPY * np.prod(spectra.shape):
+        spectra = spectra.crop(limit)
+    change, power = np.inf, None
     for _ in range(MAX_ROUNDS):
-        frames = AlignedFrames(kept, shifts, power)
+        frames = AlignedFrames(spectra, shifts, power)
         power = frames.power
         step, information = frames.newton_step(combined_weight(frames.spectrum, sampling_rate, max_resolution))
         new = shifts + step
@@ -89,9 +93,8 @@ def align_whole_frames(spectra, sampling_rate, max_shift, max_resolution=0.0):
         shifts = new
         if change < CONVERGED:
             break
-    return WholeFrameAlignment(
-        shifts, standard_errors(information), AlignedFrames(spectra, shifts).spectrum, trusted, at_limit, change
-    )
+    spectrum = AlignedFrames(spectra, shifts, power).spectrum
+    return WholeFrameAlignment(shifts, standard_errors(information), spectrum, trusted, at_limit, change)
 
 
 def combined_weight(spectrum, sampling_rate, max_resolution):
@@ -216,11 +219,11 @@ def _search_against_others(spectra, shifts, resolution, sampling_rate):
     return shifts + delta
 
 
-def frames_on_grid(spectra, shape):
-    """Real images (n, my, mx) of the spectra on their grid, float32."""
-    fft = fft_module(spectra.data)
-    xp = array_module(spectra.data)
+def frames_on_grid(spectra, limit):
+    """Real images (n, my, mx) of the spectra up to `limit` in cycles per px, float32."""
+    xp, fft = array_module(spectra.data), fft_module(spectra.data)
+    shape = spectra.shape_within(limit)
     images = xp.empty((len(spectra.data), *shape), dtype=xp.float32)
     for t, frame in enumerate(spectra.data):
-        images[t] = fft.irfft2(frame, s=shape)
+        images[t] = fft.irfft2(crop_half_plane(frame, spectra.shape, shape), s=shape)
     return images

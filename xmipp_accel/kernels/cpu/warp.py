@@ -11,6 +11,7 @@ import numpy as np
 POLE = float(np.sqrt(3.0) - 2.0)
 HORIZON = 24
 COLUMNS = 64
+ROWS = 8
 
 
 @numba.njit(cache=True)
@@ -35,15 +36,23 @@ def _causal_start(line, n):
 
 @numba.njit(parallel=True, cache=True)
 def _filter_rows(image):
+    """Several rows at a time: each recursion waits for its last step, but not for those of the other rows."""
     ny, nx = image.shape
-    for y in numba.prange(ny):
-        row = image[y]
-        row[0] = 6.0 * _causal_start(row, nx)
+    pole, six = np.float32(POLE), np.float32(6.0)
+    last = np.float32(POLE / (POLE * POLE - 1.0))
+    for block in numba.prange((ny + ROWS - 1) // ROWS):
+        low = block * ROWS
+        high = min(ny, low + ROWS)
+        for y in range(low, high):
+            image[y, 0] = 6.0 * _causal_start(image[y], nx)
         for x in range(1, nx):
-            row[x] = 6.0 * row[x] + POLE * row[x - 1]
-        row[nx - 1] = POLE / (POLE * POLE - 1.0) * (row[nx - 1] + POLE * row[nx - 2])
+            for y in range(low, high):
+                image[y, x] = six * image[y, x] + pole * image[y, x - 1]
+        for y in range(low, high):
+            image[y, nx - 1] = last * (image[y, nx - 1] + pole * image[y, nx - 2])
         for x in range(nx - 2, -1, -1):
-            row[x] = POLE * (row[x + 1] - row[x])
+            for y in range(low, high):
+                image[y, x] = pole * (image[y, x + 1] - image[y, x])
 
 
 @numba.njit(parallel=True, cache=True)
@@ -95,33 +104,70 @@ def _sample_border(coefficients, iy, ix, wy, wx):
     return total
 
 
+@numba.njit(cache=True, fastmath=True)
+def _sample(c, y, x, sy, sx):
+    """Value at (y + sy, x + sx)."""
+    ny, nx = c.shape
+    by, bx = np.floor(sy), np.floor(sx)
+    wy, wx = _weights(sy - by), _weights(sx - bx)
+    iy, ix = y + int(by), x + int(bx)
+    if iy < 1 or ix < 1 or iy + 2 >= ny or ix + 2 >= nx:
+        return _sample_border(c, iy, ix, wy, wx)
+    total = np.float32(0.0)
+    for a in range(4):
+        total += wy[a] * (
+            wx[0] * c[iy + a - 1, ix - 1]
+            + wx[1] * c[iy + a - 1, ix]
+            + wx[2] * c[iy + a - 1, ix + 1]
+            + wx[3] * c[iy + a - 1, ix + 2]
+        )
+    return total
+
+
+@numba.njit(cache=True, fastmath=True)
+def _sample_run(rows, by, bx, sy, sx, dy, dx, out):
+    """Values along a run of pixels whose shifts have the same whole parts; `rows` begin with the first tap."""
+    r0, r1, r2, r3 = rows
+    for k in range(len(out)):
+        wy = _weights(sy + np.float32(k) * dy - by)
+        wx = _weights(sx + np.float32(k) * dx - bx)
+        out[k] = (
+            wy[0] * (wx[0] * r0[k] + wx[1] * r0[k + 1] + wx[2] * r0[k + 2] + wx[3] * r0[k + 3])
+            + wy[1] * (wx[0] * r1[k] + wx[1] * r1[k + 1] + wx[2] * r1[k + 2] + wx[3] * r1[k + 3])
+            + wy[2] * (wx[0] * r2[k] + wx[1] * r2[k + 1] + wx[2] * r2[k + 2] + wx[3] * r2[k + 3])
+            + wy[3] * (wx[0] * r3[k] + wx[1] * r3[k + 1] + wx[2] * r3[k + 2] + wx[3] * r3[k + 3])
+        )
+
+
 @numba.njit(parallel=True, cache=True, fastmath=True)
 def _warp(c, grid, step, out):
+    """Between two nodes shifts are linear: where their whole part stays, taps lie side by side in memory."""
     ny, nx = c.shape
     for y in numba.prange(ny):
         node = min(y // step, grid.shape[0] - 2)
         part = np.float32(y - node * step) / np.float32(step)
         line = grid[node] + part * (grid[node + 1] - grid[node])
-        for x in range(nx):
-            column = min(x // step, line.shape[0] - 2)
-            u = np.float32(x - column * step) / np.float32(step)
-            sy = -(line[column, 0] + u * (line[column + 1, 0] - line[column, 0]))
-            sx = -(line[column, 1] + u * (line[column + 1, 1] - line[column, 1]))
+        for column in range(line.shape[0] - 1):
+            x = column * step
+            count = min(step, nx - x)
+            if column == line.shape[0] - 2:
+                count = nx - x
+            if count <= 0:
+                break
+            sy, sx = -line[column, 0], -line[column, 1]
+            dy = (-line[column + 1, 0] - sy) / np.float32(step)
+            dx = (-line[column + 1, 1] - sx) / np.float32(step)
+            end_y, end_x = sy + np.float32(count - 1) * dy, sx + np.float32(count - 1) * dx
             by, bx = np.floor(sy), np.floor(sx)
-            wy, wx = _weights(sy - by), _weights(sx - bx)
-            iy, ix = y + int(by), x + int(bx)
-            if iy < 1 or ix < 1 or iy + 2 >= ny or ix + 2 >= nx:
-                out[y, x] = _sample_border(c, iy, ix, wy, wx)
-                continue
-            total = np.float32(0.0)
-            for a in range(4):
-                total += wy[a] * (
-                    wx[0] * c[iy + a - 1, ix - 1]
-                    + wx[1] * c[iy + a - 1, ix]
-                    + wx[2] * c[iy + a - 1, ix + 1]
-                    + wx[3] * c[iy + a - 1, ix + 2]
-                )
-            out[y, x] = total
+            iy, ix = y + int(by) - 1, x + int(bx) - 1
+            straight = np.floor(end_y) == by and np.floor(end_x) == bx
+            if straight and iy >= 0 and ix >= 0 and iy + 3 < ny and ix + count + 3 <= nx:
+                stop = ix + count + 3
+                rows = c[iy, ix:stop], c[iy + 1, ix:stop], c[iy + 2, ix:stop], c[iy + 3, ix:stop]
+                _sample_run(rows, by, bx, sy, sx, dy, dx, out[y, x : x + count])
+            else:
+                for k in range(count):
+                    out[y, x + k] = _sample(c, y, x + k, sy + np.float32(k) * dy, sx + np.float32(k) * dx)
 
 
 def warp(image, grid, step):
