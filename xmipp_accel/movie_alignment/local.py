@@ -19,7 +19,7 @@ UNFILTERED_REACH = 6.0
 # measure it; 0 uses all frequencies as they were measured.
 COARSE_ROUNDS, FINE_ROUNDS = (20.0, 20.0), (0.0, 0.0)
 # The fine grid keeps the frequencies that hold this part of the information.
-INFORMATION = 0.95
+INFORMATION = 0.9
 CONTROL_SPACING = 1000.0
 
 
