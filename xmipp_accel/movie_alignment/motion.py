@@ -9,7 +9,7 @@ import numpy as np
 from xmipp_accel.movie_alignment.local import align_locally
 from xmipp_accel.movie_alignment.result import GLOBAL, LOCAL, NOT_ALIGNED
 from xmipp_accel.movie_alignment.spectra import frame_spectra
-from xmipp_accel.movie_alignment.whole_frame import align_whole_frames
+from xmipp_accel.movie_alignment.whole_frame import align_whole_frames, between_known
 from xmipp_accel.numerics import bspline
 
 # Frequencies above carry no information about shifts in any movie seen so far, but time.
@@ -23,7 +23,10 @@ LOCAL_GAIN = 0.02
 
 @dataclasses.dataclass(frozen=True)
 class Motion:
-    """Motion of the aligned frames; see `MovieAlignmentResult` for the attributes."""
+    """Motion of the aligned frames; see `MovieAlignmentResult` for the attributes.
+
+    Frames that are `lost` fit nowhere and were placed between their neighbours.
+    """
 
     status: str
     reason: str
@@ -32,6 +35,7 @@ class Motion:
     control_points: np.ndarray
     quality: dict[str, float]
     reference: int = 0
+    lost: tuple[int, ...] = ()
 
     def relative_to_reference(self):
         """Let the frame that is nearest to all others stay where it is, everywhere in the field."""
@@ -73,17 +77,32 @@ def find_motion(movie, valid, parameters, sampling_rate):
         "pairs_trusted": whole.pairs_trusted,
         "pairs_at_limit": whole.at_limit,
         "last_change": whole.last_change,
+        "lost_frames": float(whole.lost.sum()),
     }
     failure = _failure(whole, parameters, sampling_rate)
     if failure:
         return _not_aligned(n, failure, numbers)
-    everywhere = _on_all_frames(whole.shifts, valid, n)
-    largest = parameters.max_shift / sampling_rate
-    errors = _on_all_frames(np.minimum(whole.errors, largest), valid, n)
-    motion = Motion(GLOBAL, "", everywhere, errors, np.zeros((0, 0, 0, 2)), numbers)
+    sure = np.flatnonzero(~whole.lost)
+    lost, valid = np.asarray(valid)[whole.lost], np.asarray(valid)[sure]
+    if len(lost):
+        spectra = dataclasses.replace(spectra, data=spectra.data[sure])
+        whole = dataclasses.replace(whole, shifts=whole.shifts[sure], errors=whole.errors[sure])
+    shifts, errors = _on_all_frames(whole, valid, n, parameters.max_shift / sampling_rate)
+    motion = Motion(GLOBAL, "", shifts, errors, np.zeros((0, 0, 0, 2)), numbers, lost=tuple(lost.tolist()))
     if not parameters.local_alignment:
         return motion
     return _with_local(motion, movie, valid, spectra, whole, parameters, sampling_rate)
+
+
+def _on_all_frames(whole, valid, n, largest):
+    """Shifts and errors (n, 2); a frame without an own one is as uncertain as its neighbours are apart."""
+    shifts = between_known(whole.shifts, valid, n)
+    errors = between_known(np.minimum(whole.errors, largest), valid, n)
+    for t in np.setdiff1d(np.arange(n), valid):
+        before, behind = valid[valid < t], valid[valid > t]
+        ends = [before[-1] if len(before) else behind[0], behind[0] if len(behind) else before[-1]]
+        errors[t] = np.maximum(errors[t], np.abs(np.diff(shifts[ends], axis=0))[0])
+    return shifts, errors
 
 
 def _not_aligned(n, reason, numbers):
@@ -101,20 +120,19 @@ def _failure(whole, parameters, sampling_rate):
         )
     if whole.at_limit > LIMIT_FRACTION:
         return f"{100 * whole.at_limit:.0f} % of the shifts between frames reach max_shift"
-    spread = np.linalg.norm(whole.shifts[:, None] - whole.shifts[None], axis=-1).max() * sampling_rate
+    if whole.lost.mean() > LIMIT_FRACTION:
+        return f"{whole.lost.sum()} of {len(whole.lost)} frames fit nowhere"
+    shifts = whole.shifts[~whole.lost]
+    spread = np.linalg.norm(shifts[:, None] - shifts[None], axis=-1).max() * sampling_rate
     if spread > parameters.max_shift:
         return f"frames lie {spread:.1f} A apart, more than max_shift = {parameters.max_shift:g} A"
     return ""
 
 
-def _on_all_frames(values, valid, n):
-    return np.stack([np.interp(np.arange(n), valid, values[:, c]) for c in (0, 1)], axis=1)
-
-
 def _with_local(motion, movie, valid, spectra, whole, parameters, sampling_rate):
     if len(valid) < 4:
         return dataclasses.replace(motion, reason="local alignment needs 4 frames")
-    local = align_locally(spectra, np.asarray(valid), movie.shape, whole, parameters, sampling_rate)
+    local = align_locally(spectra, valid, movie.shape, whole, parameters, sampling_rate)
     numbers = dict(
         motion.quality,
         local_gain=local.gain,
@@ -130,7 +148,7 @@ def _with_local(motion, movie, valid, spectra, whole, parameters, sampling_rate)
     return dataclasses.replace(
         motion,
         status=LOCAL,
-        shifts=_on_all_frames(local.shifts, valid, movie.shape[0]),
+        shifts=between_known(local.shifts, valid, movie.shape[0]),
         control_points=local.control_points,
         quality=numbers,
     )

@@ -201,12 +201,13 @@ class OneMovie:
 
     def _reason(self, motion, blank):
         wanted = max(self.parameters.last_frame, self.parameters.sum_last_frame)
-        listed = ", ".join(str(t + self.first) for t in blank)
+        listed, lost = (", ".join(str(t + self.first) for t in frames) for frames in (blank, motion.lost))
         reasons = {
             motion.reason: True,
             f"the movie has {self.n_frames} frames, not {wanted}": wanted > self.n_frames,
             # The reason of an alignment that is applied again may say so already.
             f"frames without contrast left out: {listed}": blank and f"left out: {listed}" not in motion.reason,
+            f"frames that fit nowhere were placed between their neighbours: {lost}": bool(motion.lost),
             self.gain_warning: True,
         }
         return "; ".join(reason for reason, applies in reasons.items() if reason and applies)

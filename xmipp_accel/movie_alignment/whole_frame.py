@@ -29,6 +29,8 @@ INFORMATION = 0.99
 # A copy without the others must be this much smaller to be worth its memory.
 WORTH_A_COPY = 0.7
 LONGEST_STEP = 1.0
+# Standard deviations of noise; the largest of noise in a search is below it.
+LOST = 7.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,22 +41,30 @@ class WholeFrameAlignment:
     ----------
     shifts, errors : ndarray, shape (n, 2)
         Translations to apply and their standard errors, px of the movie; the mean shift is zero.
+    significance : ndarray, shape (n,)
+        Correlation of each frame with the sum of the others, in standard deviations of what noise gives.
     spectrum : SignalSpectrum
         Of the aligned frames.
+    last_change : float
+        Largest change of a shift in the last round, px.
     pairs_trusted : float
         Mean robust weight of the pairs.
     at_limit : float
         Fraction of the pairs whose maximum lies at the border of the search range.
-    last_change : float
-        Largest change of a shift in the last round, px.
     """
 
     shifts: np.ndarray
     errors: np.ndarray
+    significance: np.ndarray
     spectrum: SignalSpectrum
-    pairs_trusted: float
-    at_limit: float
     last_change: float
+    pairs_trusted: float = 0.0
+    at_limit: float = 0.0
+
+    @property
+    def lost(self):
+        """Frames (n,) that correlate with the others no more than the best of many places in noise does."""
+        return self.significance < LOST
 
 
 def align_whole_frames(spectra, sampling_rate, max_shift, max_resolution=0.0):
@@ -76,12 +86,26 @@ def align_whole_frames(spectra, sampling_rate, max_shift, max_resolution=0.0):
     """
     coarse = max(COARSE_RESOLUTION, max_resolution)
     shifts, trusted, at_limit = _from_all_pairs(spectra, sampling_rate, max_shift, coarse)
-    for resolution in (coarse, coarse / 2):
-        shifts = _search_against_others(spectra, shifts, resolution, sampling_rate)
-    spectrum = AlignedFrames(spectra, shifts).spectrum
-    limit = spectrum.limit(INFORMATION)
+    # Pairs leave frames astray where electrons are few; the sum of all others shows more than any one of them.
+    for resolution in (coarse, coarse, coarse / 2):
+        small = spectra.crop(low_pass_limit(resolution, sampling_rate))
+        weight = _gaussian_weight(resolution, sampling_rate)
+        shifts = _search_against_others(small, shifts, weight, max_shift / sampling_rate)
+    limit = AlignedFrames(spectra, shifts).spectrum.limit(INFORMATION)
     if np.prod(spectra.shape_within(limit)) < WORTH_A_COPY * np.prod(spectra.shape):
         spectra = spectra.crop(limit)
+    refined = _refine(spectra, shifts, sampling_rate, max_resolution)
+    lost = refined.lost
+    if lost.any() and not lost.all():
+        weight = combined_weight(refined.spectrum, sampling_rate, max_resolution)
+        shifts = between_known(refined.shifts[~lost], np.flatnonzero(~lost), len(lost))
+        shifts = _search_against_others(spectra, shifts, weight, max_shift / sampling_rate, np.flatnonzero(lost))
+        refined = _refine(spectra, shifts, sampling_rate, max_resolution)
+    return dataclasses.replace(refined, pairs_trusted=trusted, at_limit=at_limit)
+
+
+def _refine(spectra, shifts, sampling_rate, max_resolution):
+    """Newton steps of all frames, each weighted by what the last one leaves, until they rest."""
     change, power = np.inf, None
     for _ in range(MAX_ROUNDS):
         frames = AlignedFrames(spectra, shifts, power)
@@ -93,8 +117,14 @@ def align_whole_frames(spectra, sampling_rate, max_shift, max_resolution=0.0):
         shifts = new
         if change < CONVERGED:
             break
-    spectrum = AlignedFrames(spectra, shifts, power).spectrum
-    return WholeFrameAlignment(shifts, standard_errors(information), spectrum, trusted, at_limit, change)
+    frames = AlignedFrames(spectra, shifts, power)
+    significance = frames.significance(combined_weight(frames.spectrum, sampling_rate, max_resolution))
+    return WholeFrameAlignment(shifts, standard_errors(information), significance, frames.spectrum, change)
+
+
+def between_known(values, known, n):
+    """Values (n, 2) of all frames, from those (k, 2) of the frames `known` and linear in time between them."""
+    return np.stack([np.interp(np.arange(n), known, column) for column in values.T], axis=1)
 
 
 def combined_weight(spectrum, sampling_rate, max_resolution):
@@ -147,6 +177,19 @@ class AlignedFrames:
         rings = self.spectrum.rings(self._spectra.radius)
         seen = (power > 0).astype(power.dtype)
         return rings, self.spectrum.sum_rings(power, rings), self.spectrum.sum_rings(seen, rings)
+
+    def significance(self, weight):
+        """Correlation (n,) of each frame with the sum of the others, in standard deviations of noise."""
+        spectra, xp = self._spectra, array_module(self._spectra.data)
+        weights = make_weighting(spectra.fy, spectra.fx, weight, xp).values
+        ey, ex = (phase[0] for phase in self._phases)
+        found = []
+        for t, frame in enumerate(spectra.data):
+            moved = frame * (ey[t][:, None] * ex[t])
+            cross = weights * moved * (self._total[0] - moved).conj()
+            # A real part has half of the power of noise, but each weight stands for two frequencies.
+            found.append(cross.real.sum() / xp.sqrt((cross.real**2 + cross.imag**2).sum() / 2 + 1e-30))
+        return to_host(xp.stack(found))
 
     def newton_step(self, weight):
         """Step (n, 2) of every frame towards the sum of the others, and its information (n, 2, 2)."""
@@ -204,19 +247,19 @@ def _from_all_pairs(spectra, sampling_rate, max_shift, resolution):
     return shifts, float(trusted.mean()), float(touching.mean())
 
 
-def _search_against_others(spectra, shifts, resolution, sampling_rate):
-    """Shifts (n, 2) that bring each low-passed frame onto the sum of the others, searched nearby."""
-    weight = _gaussian_weight(resolution, sampling_rate)
-    spectra = spectra.crop(low_pass_limit(resolution, sampling_rate))
+def _search_against_others(spectra, shifts, weight, radius, which=slice(None)):
+    """Shifts (n, 2), those of the frames `which` such that each is where it fits the sum of the others best."""
     xp = array_module(spectra.data)
     ey, ex = phases(spectra.fy, spectra.fx, shifts, xp)
     moved = spectra.data * (ey * ex)
-    cross = moved * (moved.sum(axis=0) - moved).conj() * _half_plane_weight(spectra, weight)
+    total, moved = moved.sum(axis=0), moved[which]
+    cross = moved * (total - moved).conj() * _half_plane_weight(spectra, weight)
     step = tuple(e / s for e, s in zip(spectra.extent, spectra.shape))
-    radius = 2 * resolution / sampling_rate / 3
     start, _ = correlate.window_maximum(cross, spectra.fy, spectra.fx, radius, step)
     delta, _ = correlate.newton(cross, spectra.fy, spectra.fx, start, reach=3 * max(step))
-    return shifts + delta
+    found = np.array(shifts)
+    found[which] += delta
+    return found
 
 
 def frames_on_grid(spectra, limit):
