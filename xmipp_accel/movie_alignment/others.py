@@ -11,7 +11,7 @@ from xmipp_accel.backend import array_module, cuda_kernel
 
 # Weights below this part of the largest are left out.
 NEGLIGIBLE = 1e-4
-THREADS, ROWS, N_MOMENTS = 128, 32, 8
+THREADS, ROWS, N_MOMENTS = 128, 32, 10
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,7 +68,7 @@ def aligned_sum(spectra, phases):
 
 
 def correlation_moments(spectra, total, weighting, phases):
-    """Moments (b, n, 8) of :func:`xmipp_accel.kernels.cpu.others.correlation_moments`, on the spectra's device."""
+    """Moments (b, n, 10), as `xmipp_accel.kernels.cpu.others.correlation_moments` has them, on the spectra's device."""
     xp = array_module(spectra)
     arrays = weighting.values, weighting.columns, *phases, weighting.fy, weighting.fx
     if xp is np:
@@ -96,19 +96,24 @@ class Slopes:
         Its negative Hessian.
     variance : array, shape (..., 2, 2)
         Of the gradient, when the cross-spectra are noise.
+    significance : array, shape (...)
+        The correlation itself, in standard deviations of what noise gives.
     """
 
     gradient: Any
     curvature: Any
     variance: Any
+    significance: Any
 
 
 def slopes(moments):
-    """Derivatives of the correlation, from its moments (..., 8)."""
+    """The correlation and its derivatives, from the moments (..., 10)."""
+    xp = array_module(moments)
     circle = 2 * np.pi
     return Slopes(
         circle * moments[..., :2], circle**2 * _symmetric(moments[..., 2:5]),
         0.5 * circle**2 * _symmetric(moments[..., 5:8]),
+        moments[..., 8] / xp.sqrt(xp.maximum(0.5 * moments[..., 9], 1e-300)),
     )  # fmt: skip
 
 

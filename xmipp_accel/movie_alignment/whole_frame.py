@@ -110,16 +110,16 @@ def _refine(spectra, shifts, sampling_rate, max_resolution):
     for _ in range(MAX_ROUNDS):
         frames = AlignedFrames(spectra, shifts, power)
         power = frames.power
-        step, information = frames.newton_step(combined_weight(frames.spectrum, sampling_rate, max_resolution))
+        weight = combined_weight(frames.spectrum, sampling_rate, max_resolution)
+        step, information, significance = frames.newton_step(weight)
         new = shifts + step
         new -= new.mean(axis=0)
         change = float(np.abs(new - shifts).max())
         shifts = new
         if change < CONVERGED:
             break
-    frames = AlignedFrames(spectra, shifts, power)
-    significance = frames.significance(combined_weight(frames.spectrum, sampling_rate, max_resolution))
-    return WholeFrameAlignment(shifts, standard_errors(information), significance, frames.spectrum, change)
+    spectrum = AlignedFrames(spectra, shifts, power).spectrum
+    return WholeFrameAlignment(shifts, standard_errors(information), significance, spectrum, change)
 
 
 def between_known(values, known, n):
@@ -178,31 +178,22 @@ class AlignedFrames:
         seen = (power > 0).astype(power.dtype)
         return rings, self.spectrum.sum_rings(power, rings), self.spectrum.sum_rings(seen, rings)
 
-    def significance(self, weight):
-        """Correlation (n,) of each frame with the sum of the others, in standard deviations of noise."""
-        spectra, xp = self._spectra, array_module(self._spectra.data)
-        weights = make_weighting(spectra.fy, spectra.fx, weight, xp).values
-        ey, ex = (phase[0] for phase in self._phases)
-        found = []
-        for t, frame in enumerate(spectra.data):
-            moved = frame * (ey[t][:, None] * ex[t])
-            cross = weights * moved * (self._total[0] - moved).conj()
-            # A real part has half of the power of noise, but each weight stands for two frequencies.
-            found.append(cross.real.sum() / xp.sqrt((cross.real**2 + cross.imag**2).sum() / 2 + 1e-30))
-        return to_host(xp.stack(found))
-
     def newton_step(self, weight):
-        """Step (n, 2) of every frame towards the sum of the others, and its information (n, 2, 2)."""
+        """Step (n, 2) of every frame towards the sum of the others, its information (n, 2, 2), and how significant
+        (n,) the frame's correlation was before it.
+        """
         spectra, xp = self._spectra, array_module(self._spectra.data)
         weighting = make_weighting(spectra.fy, spectra.fx, weight, xp)
         found = slopes(correlation_moments(spectra.data[None], self._total, weighting, self._phases)[0])
         step, definite = newton_step(found.gradient, found.curvature)
         information = shift_information(found.curvature, found.variance)
-        step, information, definite = (to_host(array) for array in (step, information, definite))
+        step, information, definite, significance = (
+            to_host(array) for array in (step, information, definite, found.significance)
+        )
         # No step leads farther than the finest waves allow; the next round goes on from there.
         length = np.hypot(step[:, 0], step[:, 1])
         step = step * np.minimum(1.0, LONGEST_STEP / np.maximum(length, 1e-12))[:, None]
-        return step, np.where(definite[:, None, None], information, 0.0)
+        return step, np.where(definite[:, None, None], information, 0.0), significance
 
 
 def low_pass_limit(resolution, sampling_rate):
@@ -236,7 +227,7 @@ def _from_all_pairs(spectra, sampling_rate, max_shift, resolution):
         a, b = xp.asarray(i[first : first + batch]), xp.asarray(j[first : first + batch])
         cross = data[a] * data[b].conj() * weight
         start, at_limit = correlate.window_maximum(cross, spectra.fy, spectra.fx, max_shift / sampling_rate, step)
-        shifts, curvature = correlate.newton(cross, spectra.fy, spectra.fx, start, reach=2 * max(step))
+        shifts, curvature = correlate.newton(cross, spectra.fy, spectra.fx, start, 1, reach=2 * max(step))
         found.append(shifts)
         weights.append(np.trace(curvature, axis1=1, axis2=2))
         limit.append(at_limit)
@@ -256,7 +247,7 @@ def _search_against_others(spectra, shifts, weight, radius, which=slice(None)):
     cross = moved * (total - moved).conj() * _half_plane_weight(spectra, weight)
     step = tuple(e / s for e, s in zip(spectra.extent, spectra.shape))
     start, _ = correlate.window_maximum(cross, spectra.fy, spectra.fx, radius, step)
-    delta, _ = correlate.newton(cross, spectra.fy, spectra.fx, start, reach=3 * max(step))
+    delta, _ = correlate.newton(cross, spectra.fy, spectra.fx, start, 1, reach=3 * max(step))
     found = np.array(shifts)
     found[which] += delta
     return found

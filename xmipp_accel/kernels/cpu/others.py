@@ -5,7 +5,7 @@ from __future__ import annotations
 import numba
 import numpy as np
 
-N_MOMENTS = 8
+N_MOMENTS = 10
 ROWS = 64
 
 
@@ -59,6 +59,8 @@ def _moments(spectra, total, weights, columns, ey, ex, fy, fx, out):
             g[5] += f * f * p0
             g[6] += p2
             g[7] += f * p1
+            g[8] += r0
+            g[9] += p0
         out[b, t, part] = g
 
 
@@ -98,9 +100,9 @@ def correlation_moments(spectra, total, weights, columns, ey, ex, fy, fx):
 
     Returns
     -------
-    ndarray of float64, shape (b, n, 8)
+    ndarray of float64, shape (b, n, 10)
         With z the weighted cross-spectrum: the sums of fy Im z, fx Im z; fy^2, fx^2, fx fy times Re z; the same
-        times the square of abs(z).
+        times the square of abs(z); Re z and that square alone.
     """
     n_sets, n, ky, _ = spectra.shape
     out = np.empty((n_sets, n, -(-ky // ROWS), N_MOMENTS))

@@ -2,7 +2,7 @@
 
 #define THREADS 128
 #define ROWS 32
-#define N_MOMENTS 8
+#define N_MOMENTS 10
 
 __device__ inline float2 product(float2 a, float2 b) {
     return make_float2(a.x * b.x - a.y * b.y, a.x * b.y + a.y * b.x);
@@ -57,6 +57,8 @@ __global__ void correlation_moments(const float2 *spectra, const float2 *total, 
             sums[5] += gy * gy * power;
             sums[6] += gx * gx * power;
             sums[7] += gx * gy * power;
+            sums[8] += real;
+            sums[9] += power;
         }
     }
     __shared__ float shared[THREADS / 32][N_MOMENTS];

@@ -30,6 +30,6 @@ def correlation_moments(spectra, weights, shifts, fy, fx):
     power = abs(z) ** 2
     terms = (
         y * z.imag, x * z.imag, y * y * z.real, x * x * z.real, x * y * z.real,
-        y * y * power, x * x * power, x * y * power,
+        y * y * power, x * x * power, x * y * power, z.real, power,
     )  # fmt: skip
     return np.stack([term.sum(axis=(-2, -1)) for term in terms], axis=-1)
