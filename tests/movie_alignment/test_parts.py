@@ -42,14 +42,22 @@ def test_dark_and_gain(device):
     np.testing.assert_array_equal(to_host(movie.frame(1)), (raw[1].astype(float) - 1) * 2)
 
 
+def outliers(device, average, bad=None, sigma=6.0):
+    """Mask of the outliers."""
+    bad = np.zeros(average.shape, bool) if bad is None else bad
+    found = np.zeros(average.shape, bool)
+    found.ravel()[prepare.outlier_pixels(device.asarray(average), bad, sigma)] = True
+    return found
+
+
 def test_outliers_are_found_and_their_neighbours_are_not(device):
     rng = np.random.default_rng(0)
     average = rng.poisson(100, (61, 73)).astype(np.float32)
     average[10, 20], average[30, 0], average[60, 72], average[40, 40] = 400, 300, 500, 0
-    found = prepare.outlier_pixels(device.asarray(average), np.zeros((61, 73), bool), 6.0)
+    found = outliers(device, average)
     assert sorted(map(tuple, np.argwhere(found))) == [(10, 20), (30, 0), (40, 40), (60, 72)]
-    assert not prepare.outlier_pixels(device.asarray(average), found, 6.0).any()
-    assert prepare.outlier_pixels(device.asarray(average), np.zeros((61, 73), bool), 100.0).sum() == 0
+    assert not outliers(device, average, found).any()
+    assert not outliers(device, average, sigma=100.0).any()
 
 
 def test_dead_pixels_are_found_among_few_electrons(device):
@@ -59,7 +67,7 @@ def test_dead_pixels_are_found_among_few_electrons(device):
     dead = np.zeros((200, 200), bool)
     dead[5:195:10, 5:195:10] = True
     average[dead] = 0
-    found = prepare.outlier_pixels(device.asarray(average), np.zeros_like(dead), 6.0)
+    found = outliers(device, average)
     assert found[dead].mean() > 0.95
     assert found[~dead].mean() < 1e-4
 
@@ -69,7 +77,7 @@ def test_what_has_too_many_outliers_has_none(device):
     average = rng.normal(100, 1, (100, 100)).astype(np.float32)
     for fraction, most in ((0.03, 320), (0.1, 0)):
         spotted = np.where(rng.random(average.shape) < fraction, 1000, average).astype(np.float32)
-        found = prepare.outlier_pixels(device.asarray(spotted), np.zeros((100, 100), bool), 6.0)
+        found = outliers(device, spotted)
         assert (0.8 if most else 0) * most <= found.sum() <= 1.2 * most
 
 
@@ -78,7 +86,6 @@ def test_sources_are_good_and_differ_between_frames():
     bad[:, 7] = bad[3, 3] = bad[20:26, 30:36] = True
     index = np.flatnonzero(bad)
     sources = prepare.repair_sources(bad, index)
-    np.testing.assert_array_equal(index, np.flatnonzero(bad))
     assert not bad.ravel()[sources].any()
     assert (sources[0] != sources[1]).all()
     distance = np.hypot(
@@ -94,9 +101,17 @@ def test_pixels_inside_wide_defects_have_sources_too():
 
 
 def test_mostly_bad_frames_are_refused():
-    movie = prepare.PreparedMovie(np.ones((2, 4, 4), np.uint8))
     with pytest.raises(ProcessingError, match="75 % of the pixels"):
-        movie.repair(np.arange(16).reshape(4, 4) >= 4)
+        prepare.BadPixels(np.arange(16).reshape(4, 4) >= 4)
+
+
+def test_bad_pixels_with_others():
+    known = prepare.BadPixels(np.eye(5, dtype=bool))
+    both = known.with_others(np.array([1, 3]))
+    assert known.with_others(np.zeros(0, np.int64)) is known
+    assert len(known.index) == 5
+    np.testing.assert_array_equal(both.positions[:3], [[0, 0], [0, 1], [0, 3]])
+    assert not both.mask.ravel()[both.sources].any()
 
 
 # --- spectra

@@ -11,10 +11,12 @@ from pathlib import Path
 import numpy as np
 
 from xmipp_accel.backend import CPU
+from xmipp_accel.errors import ProcessingError
 from xmipp_accel.io.frame_groups import read_frame_groups
 from xmipp_accel.io.gains import divides, read_dark, read_defects, read_gain
 from xmipp_accel.movie_alignment.gain_check import GainCheck, check_gain
 from xmipp_accel.movie_alignment.one_movie import OneMovie
+from xmipp_accel.movie_alignment.prepare import BadPixels
 
 logger = logging.getLogger(__name__)
 
@@ -98,7 +100,7 @@ class MovieAlignmentExecutor:
             return OneMovie(self, Path(movie_path), Path(output_folder), name, progress, alignment).result()
 
     def references(self, shape, is_eer=False):
-        """Gain and dark on the device, each or None, and defects on the host, for frames of this shape."""
+        """Gain and dark on the device, each or None, and `BadPixels`, for frames of this shape."""
         if (shape, is_eer) not in self._references:
             self._references = {(shape, is_eer): self._read_references(shape, is_eer)}
             self._gain_check = None
@@ -116,7 +118,10 @@ class MovieAlignmentExecutor:
             dark = self.device.asarray(read_dark(self._dark, shape, p.gain_rotation, p.gain_flip), np.float32)
         if self._defects:
             bad = bad | read_defects(self._defects, shape)
-        return gain, dark, bad
+        try:
+            return gain, dark, BadPixels(bad)
+        except ProcessingError as error:
+            raise ProcessingError(f"{' and '.join(filter(None, self.reference_paths))}: {error}") from error
 
     def check_gain(self, movie, frames, is_eer):
         """Compare the gain with the raw frames of the first movie, and of others until one is certain.

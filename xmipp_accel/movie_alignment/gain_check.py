@@ -109,7 +109,7 @@ def check_gain(movie, frames, rotation, flip):
     """
     xp = movie.xp
     middle = tuple(_middle(n) for n in movie.shape[1:])
-    raw = _relative_detail(_mean_raw(movie, frames, middle), xp.asarray(~movie.bad[middle]))
+    raw = _relative_detail(_mean_raw(movie, frames, middle), xp.asarray(~movie.bad.mask[middle]))
     gain = movie.gain[middle]
     good = gain > 0
     response = _clipped(_detail(-xp.log(xp.where(good, gain, 1)), good)[0])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import numpy as np
 
@@ -164,6 +165,7 @@ def _neighbours(stiffness):
     return steps
 
 
+@functools.lru_cache(maxsize=4)
 def _penalties(n_control):
     """Roughness in space and in time of control points, as matrices over all of them."""
     nt, ny, nx = n_control

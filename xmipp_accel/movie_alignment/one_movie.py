@@ -78,7 +78,7 @@ class OneMovie:
         with self._stage("correct", 3):
             images, frc = self._averages(movie, blank, motion)
         shape = tuple(int(length) for length in movie.shape[1:])
-        return images, frc, motion, blank, movie.bad_positions, shape
+        return images, frc, motion, blank, movie.bad.positions, shape
 
     def _read(self):
         p = self.parameters
@@ -109,24 +109,23 @@ class OneMovie:
     def _prepare(self, raw):
         gain, dark, bad = self.executor.references(tuple(raw.shape[1:]), self.is_eer)
         movie = PreparedMovie(raw, gain, dark)
-        self._repair(movie, bad | non_finite_pixels(raw) if raw.dtype.kind == "f" else bad)
+        self._repair(movie, bad, non_finite_pixels(raw))
         blank = blank_frames(movie)
         if len(blank) == movie.shape[0]:
             raise ProcessingError(f"{self.path}: none of its {len(blank)} frames has any contrast")
         return movie, blank
 
-    def _repair(self, movie, bad):
+    def _repair(self, movie, bad, non_finite):
         p = self.parameters
         if not p.repair_bad_pixels:
-            if non_finite_pixels(movie.raw).any():
+            if len(non_finite):
                 raise InputFileError(self.path, "finite pixels, or repair_bad_pixels", "NaN or infinity")
             return
         try:
+            bad = bad.with_others(non_finite)
             movie.repair(bad)
             if p.hot_pixel_sigma > 0:
-                outliers = outlier_pixels(movie.mean_frame(), bad, p.hot_pixel_sigma)
-                if outliers.any():
-                    movie.repair(bad | outliers)
+                movie.repair(bad.with_others(outlier_pixels(movie.mean_frame(), bad.mask, p.hot_pixel_sigma)))
         except ProcessingError as error:
             raise ProcessingError(f"{self.path}: {error}") from error
 

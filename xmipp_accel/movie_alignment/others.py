@@ -68,7 +68,7 @@ def aligned_sum(spectra, phases):
 
 
 def correlation_moments(spectra, total, weighting, phases):
-    """Moments (b, n, 10), as `xmipp_accel.kernels.cpu.others.correlation_moments` has them, on the spectra's device."""
+    """Moments (b, n, 10) as `xmipp_accel.kernels.cpu.others` has them, on the spectra's device."""
     xp = array_module(spectra)
     arrays = weighting.values, weighting.columns, *phases, weighting.fy, weighting.fx
     if xp is np:

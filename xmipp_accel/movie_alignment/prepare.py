@@ -26,7 +26,7 @@ class PreparedMovie:
 
     def __init__(self, raw, gain=None, dark=None):
         self.raw, self.gain, self.dark = raw, gain, dark
-        self.bad = np.zeros(raw.shape[1:], dtype=bool)
+        self.bad = BadPixels(np.zeros(raw.shape[1:], dtype=bool))
         self._bad_index = self._sources = None
 
     @property
@@ -67,33 +67,60 @@ class PreparedMovie:
         return average
 
     def repair(self, bad):
-        """Replace the pixels marked in `bad` (host, bool) from now on."""
-        index = np.flatnonzero(bad)
-        if len(index) > MAX_BAD_FRACTION * bad.size:
-            raise ProcessingError(
-                f"{100 * len(index) / bad.size:.0f} % of the pixels are bad; the gain or the defects are wrong"
-            )
+        """Replace the pixels of a :class:`BadPixels` from now on."""
         self.bad = bad
-        if len(index):
-            self._bad_index = self.xp.asarray(index)
-            self._sources = self.xp.asarray(repair_sources(bad, index))
+        self._bad_index, self._sources = None, None
+        if len(bad.index):
+            self._bad_index, self._sources = self.xp.asarray(bad.index), self.xp.asarray(bad.sources)
+
+
+class BadPixels:
+    """Pixels to be replaced, and what replaces them.
+
+    Attributes
+    ----------
+    mask : ndarray of bool, shape (ny, nx)
+    index : ndarray of int64, shape (m,)
+        Their flat indices.
+    sources : ndarray of int64, shape (8, m)
+        From :func:`repair_sources`.
+
+    Raises
+    ------
+    ProcessingError
+        More than half of all pixels are bad.
+    """
+
+    def __init__(self, mask):
+        self.mask, self.index = mask, np.flatnonzero(mask)
+        if len(self.index) > MAX_BAD_FRACTION * mask.size:
+            percent = 100 * len(self.index) / mask.size
+            raise ProcessingError(f"{percent:.0f} % of the pixels are bad; the gain or the defects are wrong")
+        self.sources = repair_sources(mask, self.index)
+
+    def with_others(self, index):
+        """These pixels and those with the flat indices `index`."""
+        if not len(index):
+            return self
+        mask = self.mask.copy()
+        mask.ravel()[index] = True
+        return BadPixels(mask)
 
     @property
-    def bad_positions(self):
-        """Rows and columns (m, 2) of the pixels that are replaced, on the host."""
-        index = np.zeros(0, np.int64) if self._bad_index is None else to_host(self._bad_index)
-        return np.stack(np.unravel_index(index, self.shape[1:]), axis=1)
+    def positions(self):
+        """Rows and columns (m, 2)."""
+        return np.stack(np.unravel_index(self.index, self.mask.shape), axis=1)
 
 
 def non_finite_pixels(raw):
-    """Pixels, host bool (ny, nx), that hold NaN or infinity in some frame."""
+    """Flat indices, on the host, of the pixels that hold NaN or infinity in some frame."""
     if raw.dtype.kind != "f":
-        return np.zeros(raw.shape[1:], dtype=bool)
+        return np.zeros(0, dtype=np.int64)
     xp = array_module(raw)
     bad = xp.zeros(raw.shape[1:], dtype=bool)
     for frame in raw:
         bad |= ~xp.isfinite(frame)
-    return to_host(bad)
+    return to_host(xp.flatnonzero(bad))
 
 
 def blank_frames(movie):
@@ -119,9 +146,9 @@ def outlier_pixels(average, bad, sigma):
 
     Returns
     -------
-    ndarray of bool, shape (ny, nx)
-        On the host; empty when more than five per cent of the pixels would be marked, since such an average does
-        not tell bad pixels from noise.
+    ndarray of int64
+        Flat indices, on the host; none when they were more than five per cent of the pixels, since such an average
+        does not tell bad pixels from noise.
     """
     xp = array_module(average)
     good = ~xp.asarray(bad)
@@ -129,8 +156,8 @@ def outlier_pixels(average, bad, sigma):
     hot = xp.abs(_in_deviations(average - around, good)) > sigma
     roots = [xp.sqrt(xp.maximum(image, 0)) for image in (average, around)]
     dead = _in_deviations(roots[0] - roots[1], good) < -sigma
-    found = to_host((hot | dead) & good)
-    return found if np.count_nonzero(found) <= MAX_OUTLIER_FRACTION * found.size else np.zeros_like(found)
+    found = to_host(xp.flatnonzero((hot | dead) & good))
+    return found if len(found) <= MAX_OUTLIER_FRACTION * average.size else found[:0]
 
 
 def _middle_of_neighbours(image):
