@@ -7,7 +7,7 @@ import sys
 
 import numpy as np
 import scipy.fft
-import scipy.linalg
+from scipy.linalg.lapack import dposv
 
 PINNED_BYTES = 1 << 20
 
@@ -62,7 +62,9 @@ def solve_positive(matrices, right):
         shape = np.broadcast_shapes(matrices.shape[:-1], right.shape)
         out = np.empty(shape)
         for index in np.ndindex(shape[:-1]):
-            out[index] = scipy.linalg.solve(matrices[index], right[index], assume_a="pos", check_finite=False)
+            _, out[index], info = dposv(matrices[index], right[index])
+            if info:
+                raise np.linalg.LinAlgError(f"leading minor {info} of a matrix is not positive")
         return out
     import cupyx.lapack
 

@@ -22,7 +22,7 @@ from xmipp_accel.movie_alignment.spectra import SignalSpectrum, crop_half_plane,
 COARSE_RESOLUTION = 30.0
 # Cross-spectra at a time: in the cache of a CPU, few launches on a GPU.
 HOST_BYTES, DEVICE_BYTES = 16 << 20, 1 << 30
-CONVERGED = 0.003
+CONVERGED = 0.01
 MAX_ROUNDS = 12
 # The rounds at full resolution keep the frequencies that hold this part of the information.
 INFORMATION = 0.99
@@ -190,6 +190,8 @@ class AlignedFrames:
         step, information, definite, significance = (
             to_host(array) for array in (step, information, definite, found.significance)
         )
+        # All frames step at once, and with them the sum of the others.
+        step *= (len(step) - 1) / len(step)
         # No step leads farther than the finest waves allow; the next round goes on from there.
         length = np.hypot(step[:, 0], step[:, 1])
         step = step * np.minimum(1.0, LONGEST_STEP / np.maximum(length, 1e-12))[:, None]
