@@ -51,8 +51,8 @@ class LocalAlignment:
     patches: tuple[int, int] = (0, 0)
 
 
-def align_locally(spectra, times, shape, whole, parameters, sampling_rate):
-    """Refine the shifts of whole frames by a field that varies over the frame.
+def working_grids(spectra, times, shape, whole, parameters, sampling_rate):
+    """Frames at the resolutions at which local motion is found and measured; `spectra` are not needed after that.
 
     Parameters
     ----------
@@ -70,13 +70,30 @@ def align_locally(spectra, times, shape, whole, parameters, sampling_rate):
 
     Returns
     -------
+    list of WorkingGrid
+        For :func:`align_locally`.
+    """
+    limits = low_pass_limit(COARSE_ROUNDS[0], sampling_rate), whole.spectrum.limit(INFORMATION)
+    return [WorkingGrid(spectra, limit, times, shape, parameters, sampling_rate) for limit in limits]
+
+
+def align_locally(grids, whole):
+    """Refine the shifts of whole frames by a field that varies over the frame.
+
+    Parameters
+    ----------
+    grids : list of WorkingGrid
+        From :func:`working_grids`.
+    whole : WholeFrameAlignment
+        Of the same frames.
+
+    Returns
+    -------
     LocalAlignment
     """
-    n_control = control_counts(parameters, shape, sampling_rate)
-    found = LocalAlignment(np.array(whole.shifts), np.zeros((*n_control, 2)), whole.spectrum, Stiffness(1.0, 1.0))
-    limits = low_pass_limit(COARSE_ROUNDS[0], sampling_rate), whole.spectrum.limit(INFORMATION)
-    for limit, rounds in zip(limits, (COARSE_ROUNDS, FINE_ROUNDS)):
-        grid = _WorkingGrid(spectra, limit, times, shape, n_control, parameters, sampling_rate)
+    points = np.zeros((*grids[0].model.n_control, 2))
+    found = LocalAlignment(np.array(whole.shifts), points, whole.spectrum, Stiffness(1.0, 1.0))
+    for grid, rounds in zip(grids, (COARSE_ROUNDS, FINE_ROUNDS)):
         stack = PatchStack(grid.images, grid.patches, grid.field(found))
         for resolution in rounds:
             found = grid.refine(stack, found, resolution)
@@ -93,10 +110,10 @@ def control_counts(parameters, shape, sampling_rate):
     return tuple(w or a for w, a in zip(wanted, automatic))
 
 
-class _WorkingGrid:
+class WorkingGrid:
     """Frames, patches and model at one resolution."""
 
-    def __init__(self, spectra, limit, times, shape, n_control, parameters, sampling_rate):
+    def __init__(self, spectra, limit, times, shape, parameters, sampling_rate):
         self.parameters, self.sampling_rate, self.times = parameters, sampling_rate, times
         self.images = frames_on_grid(spectra, limit)
         self.lengths = tuple(map(float, shape))
@@ -108,6 +125,7 @@ class _WorkingGrid:
         self.centres = [times[group].mean() for group in self.groups]
         edges = tuple(self.patches.size * p for p in self.patches.pixel)
         positions, xp = self.patches.positions, array_module(self.images)
+        n_control = control_counts(parameters, shape, sampling_rate)
         self.model = LocalModel(n_control, self.lengths, positions, edges, self.centres, xp)
 
     def field(self, found):

@@ -6,7 +6,7 @@ import dataclasses
 
 import numpy as np
 
-from xmipp_accel.movie_alignment.local import align_locally
+from xmipp_accel.movie_alignment.local import align_locally, working_grids
 from xmipp_accel.movie_alignment.result import GLOBAL, LOCAL, NOT_ALIGNED
 from xmipp_accel.movie_alignment.spectra import frame_spectra
 from xmipp_accel.movie_alignment.whole_frame import align_whole_frames, between_known
@@ -91,7 +91,11 @@ def find_motion(movie, valid, parameters, sampling_rate):
     motion = Motion(GLOBAL, "", shifts, errors, np.zeros((0, 0, 0, 2)), numbers, lost=tuple(lost.tolist()))
     if not parameters.local_alignment:
         return motion
-    return _with_local(motion, movie, valid, spectra, whole, parameters, sampling_rate)
+    if len(valid) < 4:
+        return dataclasses.replace(motion, reason="local alignment needs 4 frames")
+    grids = working_grids(spectra, valid, movie.shape, whole, parameters, sampling_rate)
+    del spectra  # as large as the movie in single precision
+    return _with_local(motion, valid, align_locally(grids, whole))
 
 
 def _on_all_frames(whole, valid, n, largest):
@@ -129,10 +133,7 @@ def _failure(whole, parameters, sampling_rate):
     return ""
 
 
-def _with_local(motion, movie, valid, spectra, whole, parameters, sampling_rate):
-    if len(valid) < 4:
-        return dataclasses.replace(motion, reason="local alignment needs 4 frames")
-    local = align_locally(spectra, valid, movie.shape, whole, parameters, sampling_rate)
+def _with_local(motion, valid, local):
     numbers = dict(
         motion.quality,
         local_gain=local.gain,
@@ -148,7 +149,7 @@ def _with_local(motion, movie, valid, spectra, whole, parameters, sampling_rate)
     return dataclasses.replace(
         motion,
         status=LOCAL,
-        shifts=between_known(local.shifts, valid, movie.shape[0]),
+        shifts=between_known(local.shifts, valid, len(motion.shifts)),
         control_points=local.control_points,
         quality=numbers,
     )

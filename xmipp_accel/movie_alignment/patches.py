@@ -21,7 +21,7 @@ from xmipp_accel.movie_alignment.others import (
 from xmipp_accel.movie_alignment.spectra import SignalSpectrum
 
 # Largest stack of transforms that is kept; larger ones are made again, in blocks, whenever they are needed.
-KEPT_ON_HOST, KEPT_ON_DEVICE, BLOCK_BYTES = 256 << 20, 2 << 30, 64 << 20
+KEPT_ON_HOST, KEPT_ON_DEVICE, BLOCK_BYTES = 256 << 20, 2 << 30, 32 << 20
 THREADS = 256
 
 

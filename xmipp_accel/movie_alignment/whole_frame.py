@@ -17,7 +17,7 @@ from xmipp_accel.movie_alignment.others import (
     shift_information,
     slopes,
 )
-from xmipp_accel.movie_alignment.spectra import SignalSpectrum, crop_half_plane, gaussian, phases
+from xmipp_accel.movie_alignment.spectra import SignalSpectrum, crop_half_plane, gaussian
 
 COARSE_RESOLUTION = 30.0
 # Cross-spectra at a time: in the cache of a CPU, few launches on a GPU.
@@ -243,10 +243,11 @@ def _from_all_pairs(spectra, sampling_rate, max_shift, resolution):
 def _search_against_others(spectra, shifts, weight, radius, which=slice(None)):
     """Shifts (n, 2), those of the frames `which` such that each is where it fits the sum of the others best."""
     xp = array_module(spectra.data)
-    ey, ex = phases(spectra.fy, spectra.fx, shifts, xp)
-    moved = spectra.data * (ey * ex)
-    total, moved = moved.sum(axis=0), moved[which]
-    cross = moved * (total - moved).conj() * _half_plane_weight(spectra, weight)
+    phases = moving_phases(shifts[None], spectra.fy, spectra.fx, xp)
+    total, _ = aligned_sum(spectra.data[None], phases)
+    ey, ex = (phase[0][which] for phase in phases)
+    moved = spectra.data[which] * (ey[:, :, None] * ex[:, None, :])
+    cross = moved * (total[0] - moved).conj() * _half_plane_weight(spectra, weight)
     step = tuple(e / s for e, s in zip(spectra.extent, spectra.shape))
     start, _ = correlate.window_maximum(cross, spectra.fy, spectra.fx, radius, step)
     delta, _ = correlate.newton(cross, spectra.fy, spectra.fx, start, 1, reach=3 * max(step))
