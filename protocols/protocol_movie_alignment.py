@@ -108,8 +108,7 @@ class XmippAccelProtMovieAlignment(ProtAlignMovies):
         def process():
             executor = workers.get()
             try:
-                with executor.device.activate():
-                    return executor.process(path, self._getExtraPath(), name=name)
+                return executor.process(path, self._getExtraPath(), name=name)
             finally:
                 workers.put(executor)
 

@@ -130,7 +130,7 @@ def _run_protocol(project, run) -> dict:
     if problems:
         return {**state, "status": "not run", "error": "; ".join(map(str, problems))}
     project.launchProtocol(run)
-    while run.isActive():
+    while run.isActive():  # a queue may run it; its database is all that says how far it is
         time.sleep(0.3)
         project._updateProtocol(run, checkPid=True)
     state["folder"] = os.path.join(project.path, run.getWorkingDir())

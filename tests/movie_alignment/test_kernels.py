@@ -8,7 +8,7 @@ from xmipp_accel.kernels.reference.warp import warp as reference_warp
 from xmipp_accel.movie_alignment import others
 from xmipp_accel.movie_alignment.correct import warp
 from xmipp_accel.movie_alignment.patches import _cut
-from xmipp_accel.movie_alignment.spectra import ring_sums
+from xmipp_accel.movie_alignment.spectra import moving_phases, ring_sums
 
 
 def grid_for(shape, step, rng, size):
@@ -56,7 +56,7 @@ def test_frames_against_others_equal_the_reference(device, shape):
     fy, fx = np.fft.fftfreq(shape[2]), np.linspace(0, 0.5, shape[3])
     weighting = others.make_weighting(fy, fx, lambda radius: 1 / (1 + radius), device.xp)
     data = device.asarray(spectra)
-    phases = others.moving_phases(shifts, fy, fx, device.xp)
+    phases = moving_phases(shifts, fy, fx, device.xp)
     total, power = others.aligned_sum(data, phases)
     expected, expected_power = reference_others.aligned_sum(spectra, shifts, fy, fx)
     np.testing.assert_allclose(to_host(total), expected, atol=1e-5 * abs(expected).max())
@@ -83,7 +83,7 @@ def test_slopes_are_derivatives_of_the_correlation():
     fy, fx = np.fft.fftfreq(12), np.fft.rfftfreq(12)
     shifts = rng.normal(size=(1, 3, 2))
     weighting = others.make_weighting(fy, fx, lambda radius: 1 - radius, np)
-    phases = others.moving_phases(shifts, fy, fx, np)
+    phases = moving_phases(shifts, fy, fx, np)
     total, _ = others.aligned_sum(spectra, phases)
     found = others.slopes(others.correlation_moments(spectra, total, weighting, phases))
 

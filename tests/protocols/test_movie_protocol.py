@@ -1,7 +1,5 @@
 import os
 import sqlite3
-import threading
-import time
 import types
 
 import mrcfile
@@ -181,7 +179,6 @@ class Recorder:
     """Stands in for an executor: says which movies it was given."""
 
     def __init__(self):
-        self.device = types.SimpleNamespace(activate=lambda: __import__("contextlib").nullcontext())
         self.names = []
 
     def process(self, path, folder, name):
@@ -225,16 +222,17 @@ def test_movies_that_arrive_during_the_run_are_aligned(tmp_path, monkeypatch):
     protocol.inputMovies.set(write([1], SetOfMovies.STREAM_OPEN))
     protocol._failed, protocol._names = {}, {}
     batches = []
-    outputs = types.SimpleNamespace(
-        complete_ids=list, register=lambda finished, state: batches.append([m.getObjId() for m, _ in finished])
-    )
+
+    def register(finished, _state):
+        if not batches:  # the input grows, and ends, once the first of it is an output
+            write([2, 3], SetOfMovies.STREAM_CLOSED)
+        batches.append([movie.getObjId() for movie, _ in finished])
+
+    outputs = types.SimpleNamespace(complete_ids=list, register=register)
     workers, recorder = queue.Queue(), Recorder()
     workers.put(recorder)
-    growing = threading.Thread(target=lambda: (time.sleep(0.5), write([2, 3], SetOfMovies.STREAM_CLOSED)))
-    growing.start()
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
         protocol._pump(pool, workers, outputs, None)
-    growing.join()
     assert sorted(number for batch in batches for number in batch) == [1, 2, 3] and len(batches) >= 2
     assert sorted(recorder.names) == ["movie", "movie_2", "movie_3"], "files of one name must not meet"
 

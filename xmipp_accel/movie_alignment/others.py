@@ -44,16 +44,8 @@ def make_weighting(fy, fx, weight, xp):
     return Weighting(fy, fx, values, count.max(axis=1).astype(xp.int32))
 
 
-def moving_phases(shifts, fy, fx, xp):
-    """Phases (b, n, ky) and (b, n, kx), complex64, that translate by `shifts` (b, n, 2)."""
-    shifts = xp.asarray(shifts, dtype=xp.float64)
-    turn = -2j * np.pi
-    ey = xp.exp(turn * (shifts[..., :1] * xp.asarray(fy, dtype=xp.float64))).astype(xp.complex64)
-    return ey, xp.exp(turn * (shifts[..., 1:] * xp.asarray(fx, dtype=xp.float64))).astype(xp.complex64)
-
-
 def aligned_sum(spectra, phases):
-    """Sums (b, ky, kx) of `spectra` (b, n, ky, kx), moved by :func:`moving_phases`, and sums of their power."""
+    """Sums (b, ky, kx) of `spectra` (b, n, ky, kx), moved by `moving_phases`, and sums of their power."""
     xp = array_module(spectra)
     n_sets, n, ky, kx = spectra.shape
     if xp is np:

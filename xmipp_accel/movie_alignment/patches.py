@@ -13,12 +13,11 @@ from xmipp_accel.movie_alignment.others import (
     aligned_sum,
     correlation_moments,
     make_weighting,
-    moving_phases,
     newton_step,
     shift_information,
     slopes,
 )
-from xmipp_accel.movie_alignment.spectra import SignalSpectrum
+from xmipp_accel.movie_alignment.spectra import SignalSpectrum, moving_phases
 
 # Largest stack of transforms that is kept; larger ones are made again, in blocks, whenever they are needed.
 KEPT_ON_HOST, KEPT_ON_DEVICE, BLOCK_BYTES = 256 << 20, 2 << 30, 32 << 20

@@ -27,7 +27,7 @@ class PreparedMovie:
     def __init__(self, raw, gain=None, dark=None):
         self.raw, self.gain, self.dark = raw, gain, dark
         self.bad = BadPixels(np.zeros(raw.shape[1:], dtype=bool))
-        self._bad_index = self._sources = None
+        self._filling: tuple | None = None
 
     @property
     def xp(self):
@@ -41,37 +41,30 @@ class PreparedMovie:
 
     def frame(self, t):
         """Return frame `t` corrected, float32 of shape (ny, nx)."""
-        xp = self.xp
-        frame = self.raw[t].astype(xp.float32)
-        if self.dark is not None:
-            frame -= self.dark
-        if self.gain is not None:
-            frame *= self.gain
-        if self._bad_index is not None and self._sources is not None:
-            flat = frame.reshape(-1)
-            fill = flat[self._sources[t % N_SOURCES]]
-            flat[self._bad_index] = fill
-        return frame
+        return self._corrected(self.raw[t].astype(self.xp.float32), t % N_SOURCES)
 
     def mean_frame(self):
         """Average of the corrected frames, float32."""
         xp = self.xp
-        average = self.raw.sum(axis=0, dtype=xp.float32) / xp.float32(len(self.raw))
+        return self._corrected(self.raw.sum(axis=0, dtype=xp.float32) / xp.float32(len(self.raw)), 0)
+
+    def _corrected(self, image, source):
+        """Subtract dark, apply gain and fill bad pixels of `image` in place, from that one of their sources."""
         if self.dark is not None:
-            average -= self.dark
+            image -= self.dark
         if self.gain is not None:
-            average *= self.gain
-        if self._bad_index is not None and self._sources is not None:
-            flat = average.reshape(-1)
-            flat[self._bad_index] = flat[self._sources[0]]
-        return average
+            image *= self.gain
+        if self._filling is not None:
+            index, sources = self._filling
+            flat = image.reshape(-1)
+            flat[index] = flat[sources[source]]
+        return image
 
     def repair(self, bad):
         """Replace the pixels of a :class:`BadPixels` from now on."""
         self.bad = bad
-        self._bad_index, self._sources = None, None
-        if len(bad.index):
-            self._bad_index, self._sources = self.xp.asarray(bad.index), self.xp.asarray(bad.sources)
+        arrays = self.xp.asarray(bad.index), self.xp.asarray(bad.sources)
+        self._filling = arrays if len(bad.index) else None
 
 
 class BadPixels:

@@ -115,25 +115,12 @@ def gaussian(radius, resolution, sampling_rate):
     return array_module(radius).exp(-((radius / sigma) ** 2)).astype(radius.dtype)
 
 
-def phases(fy, fx, shifts, xp):
-    """Phase factors that translate images.
-
-    Parameters
-    ----------
-    fy, fx : ndarray, shapes (ky,) and (kx,)
-        Cycles per px.
-    shifts : ndarray, shape (n, 2)
-        Translations (y, x) in px.
-
-    Returns
-    -------
-    array, shape (n, ky, 1); array, shape (n, 1, kx)
-        complex64; their product belongs to the frames.
-    """
+def moving_phases(shifts, fy, fx, xp):
+    """Phases (..., ky) and (..., kx), complex64, that translate by `shifts` (..., 2), in px."""
     shifts, fy, fx = (xp.asarray(values, dtype=xp.float64) for values in (shifts, fy, fx))
-    ey = xp.exp(-2j * np.pi * shifts[:, :1] * fy).astype(xp.complex64)
-    ex = xp.exp(-2j * np.pi * shifts[:, 1:] * fx).astype(xp.complex64)
-    return ey[:, :, None], ex[:, None, :]
+    return tuple(
+        xp.exp(-2j * np.pi * turn).astype(xp.complex64) for turn in (shifts[..., :1] * fy, shifts[..., 1:] * fx)
+    )
 
 
 class SignalSpectrum:

@@ -12,12 +12,17 @@ from xmipp_accel.movie_alignment.others import (
     aligned_sum,
     correlation_moments,
     make_weighting,
-    moving_phases,
     newton_step,
     shift_information,
     slopes,
 )
-from xmipp_accel.movie_alignment.spectra import SignalSpectrum, crop_half_plane, gaussian
+from xmipp_accel.movie_alignment.spectra import (
+    HALF_AMPLITUDE,
+    SignalSpectrum,
+    crop_half_plane,
+    gaussian,
+    moving_phases,
+)
 
 COARSE_RESOLUTION = 30.0
 # Cross-spectra at a time: in the cache of a CPU, few launches on a GPU.
@@ -200,24 +205,17 @@ class AlignedFrames:
 
 def low_pass_limit(resolution, sampling_rate):
     """Frequency where the squared Gaussian has fallen to 0.2 %, cycles per px."""
-    return min(0.5, 2.5 * 0.8493 * sampling_rate / resolution)
+    return min(0.5, 2.5 * HALF_AMPLITUDE * sampling_rate / resolution)
 
 
 def _gaussian_weight(resolution, sampling_rate):
     return lambda radius: gaussian(radius, resolution, sampling_rate)
 
 
-def _half_plane_weight(spectra, weight):
-    """Weights doubled for the frequencies that stand for their conjugates too; all columns but the first."""
-    values = 2 * weight(spectra.radius)
-    values[:, 0] *= 0.5
-    return values
-
-
 def _from_all_pairs(spectra, sampling_rate, max_shift, resolution):
     spectra = spectra.crop(low_pass_limit(resolution, sampling_rate))
     xp = array_module(spectra.data)
-    weight = _half_plane_weight(spectra, _gaussian_weight(resolution, sampling_rate))
+    weight = make_weighting(spectra.fy, spectra.fx, _gaussian_weight(resolution, sampling_rate), xp).values
     power = xp.sqrt((weight * (spectra.data.real**2 + spectra.data.imag**2)).sum(axis=(1, 2)))
     data = spectra.data / xp.maximum(power, 1e-30)[:, None, None]
     n = len(data)
@@ -247,7 +245,7 @@ def _search_against_others(spectra, shifts, weight, radius, which=slice(None)):
     total, _ = aligned_sum(spectra.data[None], phases)
     ey, ex = (phase[0][which] for phase in phases)
     moved = spectra.data[which] * (ey[:, :, None] * ex[:, None, :])
-    cross = moved * (total[0] - moved).conj() * _half_plane_weight(spectra, weight)
+    cross = moved * (total[0] - moved).conj() * make_weighting(spectra.fy, spectra.fx, weight, xp).values
     step = tuple(e / s for e, s in zip(spectra.extent, spectra.shape))
     start, _ = correlate.window_maximum(cross, spectra.fy, spectra.fx, radius, step)
     delta, _ = correlate.newton(cross, spectra.fy, spectra.fx, start, 1, reach=3 * max(step))
