@@ -1,6 +1,6 @@
 """The only place that tells NumPy from CuPy."""
 
-from xmipp_accel.backend.arrays import array_module, fft_module, good_fft_size, solve_positive, to_host
+from xmipp_accel.backend.arrays import array_module, fft_module, free_bytes, good_fft_size, solve_positive, to_host
 from xmipp_accel.backend.devices import CPU, Device, resolve_device
 from xmipp_accel.backend.kernels import cuda_kernel
 
@@ -10,6 +10,7 @@ __all__ = [
     "array_module",
     "cuda_kernel",
     "fft_module",
+    "free_bytes",
     "good_fft_size",
     "resolve_device",
     "solve_positive",

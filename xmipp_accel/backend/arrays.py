@@ -34,6 +34,13 @@ def to_host(array):
     return xp.ascontiguousarray(array).get(out=out)
 
 
+def free_bytes(xp) -> int:
+    """Bytes that can still be allocated on the current device of `xp`."""
+    if xp is np:
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return int(xp.cuda.runtime.memGetInfo()[0]) + xp.get_default_memory_pool().free_bytes()
+
+
 class _HostFFT:
     """`scipy.fft` with every core; single precision stays single, which `numpy.fft` does not promise."""
 

@@ -12,7 +12,7 @@ import threading
 
 import numpy as np
 
-from xmipp_accel.backend.arrays import to_host
+from xmipp_accel.backend.arrays import free_bytes, to_host
 from xmipp_accel.errors import DeviceError
 
 logger = logging.getLogger(__name__)
@@ -85,11 +85,8 @@ class Device:
 
     def free_memory(self) -> int:
         """Bytes that can still be allocated."""
-        if self.kind == "cpu":
-            return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
         with self.activate():
-            pool = self.xp.get_default_memory_pool()
-            return int(self.xp.cuda.runtime.memGetInfo()[0]) + pool.free_bytes()
+            return free_bytes(self.xp)
 
     def __str__(self):
         return "cpu" if self.kind == "cpu" else f"cuda:{self.index}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from xmipp_accel.backend import array_module, fft_module
+from xmipp_accel.movie_alignment.frame_kernels import add_weighted
 
 
 class WeightedMean:
@@ -36,12 +37,15 @@ class WeightedMean:
         noise : float
             The power ``v_t``, in any unit; it must not be 0 for all frames.
         """
-        if weight is not None:
-            frame = frame * weight
-            self._power = _added(self._power, weight * weight * np.float32(noise))
-            self._plain_power += noise
-        self.total = _added(self.total, frame)
         self.count += 1
+        if weight is None:
+            self.total = _added(self.total, frame)
+            return
+        if self.total is None:
+            xp = array_module(frame)
+            self.total, self._power = xp.zeros_like(frame), xp.zeros(frame.shape, dtype=xp.float32)
+        add_weighted(self.total, self._power, frame, weight, noise)
+        self._plain_power += noise
 
     def __add__(self, other):
         """Average of the frames of both; neither is changed."""

@@ -12,6 +12,7 @@ from xmipp_accel.backend import array_module, cuda_kernel, fft_module, to_host
 from xmipp_accel.movie_alignment import quality
 from xmipp_accel.movie_alignment.averages import Halves, half_plane, in_frame_weight
 from xmipp_accel.movie_alignment.dose import DoseWeights, accumulated
+from xmipp_accel.movie_alignment.frame_kernels import turn_phases
 from xmipp_accel.movie_alignment.spectra import crop_half_plane, moving_phases
 from xmipp_accel.numerics import bspline
 
@@ -53,8 +54,8 @@ def translate_spectrum(frame, shift):
     frame = _mirror_wrapped(frame, shift)
     spectrum = fft_module(frame).rfft2(frame)
     fy, fx = np.fft.fftfreq(frame.shape[0]), np.fft.rfftfreq(frame.shape[1])
-    ey, ex = moving_phases(shift, fy, fx, xp)
-    return spectrum * ey[:, None] * ex
+    turn_phases(spectrum, *(xp.asarray(phase) for phase in moving_phases(shift, fy, fx, np)))
+    return spectrum
 
 
 def _mirror_wrapped(frame, shift):

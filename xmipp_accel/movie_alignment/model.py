@@ -128,7 +128,7 @@ class LocalModel:
         best = start
         errors: dict[Stiffness, float] = {}
         while True:
-            trials = [best, *_neighbours(best)]
+            trials = _neighbours(best)
             new = [trial for trial in trials if trial not in errors]
             if new:
                 errors.update(zip(new, self._held_out_errors(values, information, folds, *kept, new)))
@@ -144,25 +144,21 @@ class LocalModel:
         penalties = xp.stack([self._penalty(stiffness) for stiffness in stiffnesses])
         systems = matrices[None] + penalties[:, None, None]
         points = solve_positive(systems, xp.broadcast_to(right, systems.shape[:-1]))
-        errors = []
-        for solution in points.reshape(len(stiffnesses), 2, len(folds), self.n_control[0], -1):
-            prediction = xp.empty_like(values)
-            for f, fold in enumerate(folds):
-                motion = self.in_time[fold] @ solution[:, f] @ self.in_space.T
-                prediction[:, fold] = xp.moveaxis(motion, 0, -1).swapaxes(0, 1)
-            errors.append(_error(values - prediction, information))
-        return to_host(xp.stack(errors)).tolist()
+        points = points.reshape(len(stiffnesses), 2, len(folds), self.n_control[0], -1)
+        prediction = xp.empty((len(stiffnesses), *values.shape))
+        for f, fold in enumerate(folds):
+            motion = self.in_time[fold] @ points[:, :, f] @ self.in_space.T
+            prediction[:, :, fold] = motion.transpose(0, 3, 2, 1)
+        return to_host(_error(values - prediction, information)).tolist()
 
 
 def _neighbours(stiffness):
-    """Stiffnesses one step away in space or in time."""
-    steps = []
-    for axis in ("space", "time"):
-        place = STIFFNESSES.index(getattr(stiffness, axis))
-        for other in (place - 1, place + 1):
-            if 0 <= other < len(STIFFNESSES):
-                steps.append(dataclasses.replace(stiffness, **{axis: STIFFNESSES[other]}))
-    return steps
+    """Stiffnesses at most one step away, in space and in time; itself among them."""
+    sides = []
+    for value in (stiffness.space, stiffness.time):
+        place = STIFFNESSES.index(value)
+        sides.append(STIFFNESSES[max(0, place - 1) : place + 2])
+    return [Stiffness(space, time) for space in sides[0] for time in sides[1]]
 
 
 @functools.lru_cache(maxsize=4)
@@ -178,13 +174,13 @@ def _penalties(n_control):
 
 
 def centred(values, information):
-    """Values (p, g, 2) less what all patches of a group share."""
+    """Values (..., p, g, 2) less what all patches of a group share."""
     total = array_module(values).maximum(information.sum(axis=0), 1e-300)
-    return values - (information * values).sum(axis=0) / total
+    return values - (information * values).sum(axis=-3, keepdims=True) / total
 
 
 def _error(residual, information):
-    return (information * centred(residual, information) ** 2).sum()
+    return (information * centred(residual, information) ** 2).sum(axis=(-3, -2, -1))
 
 
 def _windowed_basis(centres, edge, length, n_control):

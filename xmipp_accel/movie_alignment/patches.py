@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from xmipp_accel.backend import array_module, cuda_kernel, fft_module, good_fft_size
+from xmipp_accel.backend import array_module, cuda_kernel, fft_module, free_bytes, good_fft_size
 from xmipp_accel.movie_alignment.others import (
     N_MOMENTS,
     aligned_sum,
@@ -19,8 +19,11 @@ from xmipp_accel.movie_alignment.others import (
 )
 from xmipp_accel.movie_alignment.spectra import SignalSpectrum, moving_phases
 
-# Largest stack of transforms that is kept; larger ones are made again, in blocks, whenever they are needed.
-KEPT_ON_HOST, KEPT_ON_DEVICE, BLOCK_BYTES = 256 << 20, 2 << 30, 32 << 20
+# Transforms that are kept: on the host up to so many bytes, on a GPU up to this part of the free memory. Larger
+# stacks are made again whenever they are needed.
+KEPT_ON_HOST, KEPT_ON_DEVICE = 256 << 20, 0.5
+# Transforms at a time: in the cache of a CPU, few launches on a GPU.
+HOST_BYTES, DEVICE_BYTES = 32 << 20, 1 << 30
 THREADS = 256
 
 
@@ -137,14 +140,19 @@ class PatchStack:
         self.offsets = ((moved - start) * pixel).swapaxes(0, 1)
         each = n * size * (size // 2 + 1) * 8
         count = len(self._starts)
-        keep = count * each <= (KEPT_ON_HOST if array_module(images) is np else KEPT_ON_DEVICE)
-        self._places = np.array_split(np.arange(count), 1 if keep else -(-count * each // BLOCK_BYTES))
-        self._kept = self._transforms(self._places[0]) if keep else None
+        xp = array_module(images)
+        together = max(1, (HOST_BYTES if xp is np else DEVICE_BYTES) // each)
+        self._places = np.array_split(np.arange(count), -(-count // together))
+        keep = count * each <= (KEPT_ON_HOST if xp is np else KEPT_ON_DEVICE * free_bytes(xp))
+        self._kept = [self._transforms(places) for places in self._places] if keep else None
 
     def blocks(self):
         """Yield indices of patches and their transforms (len, n, size, size // 2 + 1), complex64."""
+        if self._kept is not None:
+            yield from zip(self._places, self._kept)
+            return
         for places in self._places:
-            yield places, self._transforms(places) if self._kept is None else self._kept
+            yield places, self._transforms(places)
 
     def _transforms(self, places):
         patches = _cut(self.images, self._starts[places], _window(self.grid.size))

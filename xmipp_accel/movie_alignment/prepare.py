@@ -6,6 +6,7 @@ import numpy as np
 
 from xmipp_accel.backend import array_module, to_host
 from xmipp_accel.errors import ProcessingError
+from xmipp_accel.movie_alignment.frame_kernels import clean_frames
 
 N_SOURCES = 8
 SOURCE_RADIUS = 12
@@ -14,7 +15,7 @@ MAX_BAD_FRACTION = 0.5
 
 
 class PreparedMovie:
-    """Raw frames on a device, corrected one at a time so that no float copy of the movie is kept.
+    """Raw frames on a device, corrected a few at a time so that no float copy of the movie is kept.
 
     Parameters
     ----------
@@ -26,8 +27,7 @@ class PreparedMovie:
 
     def __init__(self, raw, gain=None, dark=None):
         self.raw, self.gain, self.dark = raw, gain, dark
-        self.bad = BadPixels(np.zeros(raw.shape[1:], dtype=bool))
-        self._filling: tuple | None = None
+        self.repair(BadPixels(np.zeros(raw.shape[1:], dtype=bool)))
 
     @property
     def xp(self):
@@ -39,32 +39,37 @@ class PreparedMovie:
         """(n, ny, nx)."""
         return self.raw.shape
 
+    def frames(self, which, window=None):
+        """Return frames corrected.
+
+        Parameters
+        ----------
+        which : sequence of int
+        window : (int, int, int, int), optional
+            First row and column, height and width of the part that is wanted.
+
+        Returns
+        -------
+        array of float32, shape (b, height, width)
+        """
+        return self._corrected(self.raw, which, window or (0, 0, *self.shape[1:]))
+
     def frame(self, t):
         """Return frame `t` corrected, float32 of shape (ny, nx)."""
-        return self._corrected(self.raw[t].astype(self.xp.float32), t % N_SOURCES)
+        return self.frames([t])[0]
 
     def mean_frame(self):
         """Average of the corrected frames, float32."""
-        xp = self.xp
-        return self._corrected(self.raw.sum(axis=0, dtype=xp.float32) / xp.float32(len(self.raw)), 0)
+        mean = self.raw.sum(axis=0, dtype=self.xp.float32) / self.xp.float32(len(self.raw))
+        return self._corrected(mean[None], [0], (0, 0, *self.shape[1:]))[0]
 
-    def _corrected(self, image, source):
-        """Subtract dark, apply gain and fill bad pixels of `image` in place, from that one of their sources."""
-        if self.dark is not None:
-            image -= self.dark
-        if self.gain is not None:
-            image *= self.gain
-        if self._filling is not None:
-            index, sources = self._filling
-            flat = image.reshape(-1)
-            flat[index] = flat[sources[source]]
-        return image
+    def _corrected(self, raw, which, window):
+        return clean_frames(raw, which, self.dark, self.gain, window, self._index, self._sources)
 
     def repair(self, bad):
         """Replace the pixels of a :class:`BadPixels` from now on."""
         self.bad = bad
-        arrays = self.xp.asarray(bad.index), self.xp.asarray(bad.sources)
-        self._filling = arrays if len(bad.index) else None
+        self._index, self._sources = self.xp.asarray(bad.index), self.xp.asarray(bad.sources)
 
 
 class BadPixels:
