@@ -18,7 +18,6 @@ from xmipp_accel.io.files import open_input, read_bytes, read_into
 from xmipp_accel.io.publish import atomic_path
 
 HEADER_BYTES = 1024
-BLOCK = 1 << 17  # pixels
 DTYPES = {0: "i1", 1: "i2", 2: "f4", 6: "u2", 12: "f2", 101: "u1"}
 WRITTEN_MODES = {"int8": 0, "int16": 1, "float32": 2, "uint16": 6, "float16": 12}
 IMOD_STAMP = 1146047817
@@ -266,21 +265,16 @@ class _Statistics:
         self.count = 0
         self.mean = self.squares = 0.0
 
-    @np.errstate(invalid="ignore", over="ignore")  # statistics of images that are not finite are not either
     def add(self, array):
-        # NumPy squares halves as halves, which overflow.
-        values = array.astype(np.float32) if array.dtype == np.float16 else array
-        self.low, self.high = np.minimum(self.low, values.min()), np.maximum(self.high, values.max())
-        flat = values.ravel()
-        for start in range(0, flat.size, BLOCK):  # in the cache, not another array of the size of a stack
-            self._add_block(flat[start : start + BLOCK].astype(np.float64))
+        # Neither NumPy, which squares halves as halves, nor Numba has arithmetic for them.
+        from xmipp_accel.kernels.cpu.moments import moments  # numba takes a while to load
 
-    def _add_block(self, values):
-        mean = values.mean()
-        values -= mean
+        values = array.astype(np.float32) if array.dtype == np.float16 else array
+        low, high, mean, squares = moments(np.ascontiguousarray(values).ravel())
+        self.low, self.high = min(self.low, low), max(self.high, high)
         total = self.count + values.size
         difference = mean - self.mean
-        self.squares += np.dot(values, values) + difference**2 * self.count * values.size / total
+        self.squares += squares + difference**2 * self.count * values.size / total
         self.mean += difference * values.size / total
         self.count = total
 

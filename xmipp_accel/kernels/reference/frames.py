@@ -10,8 +10,8 @@ def clean_frames(raw, frames, dark, gain, window, index, sources):
     y0, x0, height, width = window
     out = []
     for t in frames:
-        image = np.asarray(raw[t], dtype=np.float64)
-        image = (image - (0 if dark is None else dark)) * (1 if gain is None else gain)
+        image = raw[t].astype(np.float64) - (0 if dark is None else dark)
+        image *= 1 if gain is None else gain
         image.flat[index] = image.flat[sources[t % len(sources)]]
         out.append(image[y0 : y0 + height, x0 : x0 + width])
     return np.array(out)
