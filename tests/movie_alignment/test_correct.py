@@ -47,7 +47,9 @@ def test_a_distorted_pattern_becomes_the_true_one(device, shape):
     """The frame shows the true pattern stretched back; the average shows it as it is."""
     y, x = np.mgrid[: shape[0], : shape[1]].astype(float)
     frame = pattern(*stretched_positions(y, x, 1.03, 0.98, 35.0, shape)).astype(np.float32)
-    corrector = MotionCorrector(np.zeros((1, 2)), NO_POINTS, shape, Magnification(1.03, 0.98, 35.0, shape))
+    corrector = MotionCorrector(
+        np.zeros((1, 2)), NO_POINTS, shape, Magnification(1.03, 0.98, 35.0, shape), device.xp
+    )
     found = to_host(corrector.corrected(device.asarray(frame), 0))
     inner = (slice(5, -5), slice(5, -5))
     np.testing.assert_allclose(found[inner], pattern(y, x)[inner], atol=3e-3)
@@ -63,7 +65,7 @@ def test_motion_and_stretch_in_one_interpolation(device, local):
     shifts = rng.normal(0, 2, (6, 2))
     points = rng.normal(0, 1.5, (4, 5, 4, 2)) if local else NO_POINTS
     magnification = Magnification(*factors, shape)
-    corrector = MotionCorrector(shifts, points, shape, magnification)
+    corrector = MotionCorrector(shifts, points, shape, magnification, device.xp)
     found = corrector.corrected(device.asarray(frame.astype(np.float32)), 2)
 
     y, x = np.mgrid[: shape[0], : shape[1]].astype(float)
@@ -82,8 +84,8 @@ def test_motion_and_stretch_in_one_interpolation(device, local):
 def test_without_stretch_translations_stay_exact(device):
     shape = (30, 44)
     frame = np.random.default_rng(0).normal(size=shape).astype(np.float32)
-    identity = MotionCorrector([[0.3, 1.2]], NO_POINTS, shape, Magnification(1.0, 1.0, 30.0, shape))
-    plain = MotionCorrector([[0.3, 1.2]], NO_POINTS, shape)
+    identity = MotionCorrector([[0.3, 1.2]], NO_POINTS, shape, Magnification(1.0, 1.0, 30.0, shape), device.xp)
+    plain = MotionCorrector([[0.3, 1.2]], NO_POINTS, shape, xp=device.xp)
     found = [to_host(c.corrected(device.asarray(frame.copy()), 0)) for c in (identity, plain)]
     assert found[0].dtype.kind == "c"
     np.testing.assert_array_equal(*found)
@@ -117,7 +119,7 @@ def test_motion_within_frames(device, dose):
     path = 18 * np.exp(-times / 1.5)[..., None] * np.array([0.8, -0.6])
     frames, scene = moving_during_exposure(shape, path, 1.5, rng)
     movie = PreparedMovie(device.asarray(frames))
-    corrector = MotionCorrector(-path.mean(axis=1), NO_POINTS, shape)
+    corrector = MotionCorrector(-path.mean(axis=1), NO_POINTS, shape, xp=device.xp)
     found = {}
     for wanted in (True, False):
         parameters = MovieAlignmentParameters(correct_in_frame_motion=wanted)

@@ -11,7 +11,14 @@ from xmipp_accel.movie_alignment.correct import translate_spectrum
 from xmipp_accel.movie_alignment.dose import accumulated, critical_exposure
 from xmipp_accel.movie_alignment.model import LocalModel, Stiffness, robust_factors
 from xmipp_accel.movie_alignment.patches import frame_groups, make_grid
-from xmipp_accel.movie_alignment.spectra import Spectra, crop_half_plane, frame_spectra, gaussian, smooth_size
+from xmipp_accel.movie_alignment.spectra import (
+    Spectra,
+    crop_half_plane,
+    frame_spectra,
+    gaussian,
+    moving_phases,
+    smooth_size,
+)
 from xmipp_accel.movie_alignment.whole_frame import align_whole_frames
 
 
@@ -39,14 +46,14 @@ def test_dark_and_gain(device):
     raw = np.arange(24, dtype=np.uint8).reshape(2, 3, 4)
     gain, dark = np.full((3, 4), 2, np.float32), np.ones((3, 4), np.float32)
     movie = prepare.PreparedMovie(device.asarray(raw), device.asarray(gain), device.asarray(dark))
-    np.testing.assert_array_equal(to_host(movie.frame(1)), (raw[1].astype(float) - 1) * 2)
+    np.testing.assert_array_equal(to_host(movie.frames([1])[0]), (raw[1].astype(float) - 1) * 2)
 
 
 def outliers(device, average, bad=None, sigma=6.0):
     """Mask of the outliers."""
     bad = np.zeros(average.shape, bool) if bad is None else bad
     found = np.zeros(average.shape, bool)
-    found.ravel()[prepare.outlier_pixels(device.asarray(average), bad, sigma)] = True
+    found.ravel()[prepare.outlier_pixels(device.asarray(average), np.flatnonzero(bad), sigma)] = True
     return found
 
 
@@ -271,7 +278,9 @@ def test_groups():
 def test_translation_mirrors_at_the_border(device, shift):
     rng = np.random.default_rng(0)
     image = rng.normal(size=(30, 41)).astype(np.float32)
-    moved = scipy.fft.irfft2(to_host(translate_spectrum(device.asarray(image).copy(), shift)), image.shape)
+    phases = moving_phases(np.array(shift), np.fft.fftfreq(30), np.fft.rfftfreq(41), device.xp)
+    moved = translate_spectrum(device.asarray(image).copy(), shift, phases)
+    moved = scipy.fft.irfft2(to_host(moved), image.shape)
     dy, dx = (int(s) for s in shift)
     padded = np.pad(image, 8, mode="reflect")
     np.testing.assert_allclose(moved, padded[8 - dy : 38 - dy, 8 - dx : 49 - dx], atol=1e-5)

@@ -39,7 +39,7 @@ def _cuda_warp(image, grid, step):
     ny, nx = (np.int32(s) for s in image.shape)
     blocks = (-(-int(nx) // BLOCK[0]), -(-int(ny) // BLOCK[1]))
     image = xp.ascontiguousarray(image, dtype=xp.float32)
-    grid = xp.ascontiguousarray(xp.asarray(grid), dtype=xp.float32)
+    grid = xp.ascontiguousarray(grid, dtype=xp.float32)
     rows, coefficients, out = (xp.empty(image.shape, dtype=xp.float32) for _ in range(3))
     cuda_kernel("warp", "prefilter<1>")(blocks, BLOCK, (image, rows, ny, nx))
     cuda_kernel("warp", "prefilter<0>")(blocks, BLOCK, (rows, coefficients, ny, nx))
@@ -48,13 +48,14 @@ def _cuda_warp(image, grid, step):
     return out
 
 
-def translate_spectrum(frame, shift):
-    """Fourier transform (ny, nx // 2 + 1) of `frame` moved by `shift` (y, x); its border is mirrored."""
-    xp = array_module(frame)
+def translate_spectrum(frame, shift, phases):
+    """Fourier transform (ny, nx // 2 + 1) of `frame` moved by `shift` (y, x); its border is mirrored.
+
+    `phases` are those of `moving_phases` for this shift. The frame is changed.
+    """
     frame = _mirror_wrapped(frame, shift)
     spectrum = fft_module(frame).rfft2(frame)
-    fy, fx = np.fft.fftfreq(frame.shape[0]), np.fft.rfftfreq(frame.shape[1])
-    turn_phases(spectrum, *(xp.asarray(phase) for phase in moving_phases(shift, fy, fx, np)))
+    turn_phases(spectrum, *phases)
     return spectrum
 
 
@@ -85,17 +86,22 @@ class MotionCorrector:
         Of the frames.
     magnification : Magnification, optional
         Stretch of the averages.
+    xp : module
+        `numpy` or `cupy`, where the frames are.
     """
 
-    def __init__(self, shifts, control_points, shape, magnification=None):
+    def __init__(self, shifts, control_points, shape, magnification=None, xp=np):
         self.shifts, self.shape = np.asarray(shifts), tuple(shape)
         self._stretch = None if magnification is None or magnification.is_identity else magnification
         control_points = np.asarray(control_points)
         self.interpolates = control_points.size > 0 or self._stretch is not None
         self._path = self.shifts
         if self.interpolates:
-            self._grid = self._translations(control_points)
-            self._path = self._grid.mean(axis=(1, 2))
+            grid = self._translations(control_points)
+            self._grid, self._path = xp.asarray(grid, dtype=xp.float32), grid.mean(axis=(1, 2))
+        else:
+            frequencies = np.fft.fftfreq(self.shape[0]), np.fft.rfftfreq(self.shape[1])
+            self._phases = moving_phases(self.shifts, *frequencies, xp)
 
     def _translations(self, control_points):
         """Translations (n, gy, gx, 2) to apply at the warp's nodes."""
@@ -117,8 +123,8 @@ class MotionCorrector:
     def corrected(self, frame, t):
         """Frame `t` corrected, as an image if it is interpolated, else as its half-plane transform."""
         if self.interpolates:
-            return warp(frame, self._grid[t].astype(np.float32))
-        return translate_spectrum(frame, self.shifts[t])
+            return warp(frame, self._grid[t])
+        return translate_spectrum(frame, self.shifts[t], [phases[t] for phases in self._phases])
 
     def in_frame_weight(self, t, xp):
         """Amplitude (ny, nx // 2 + 1) that the motion during frame `t` leaves.
@@ -171,8 +177,8 @@ def corrected_averages(
         # What all frames have received before cancels, since the noise keeps its power; so does the pre-exposure.
         received = accumulated(exposures)
         dose = DoseWeights(shape, sampling_rate, received - received[frames[0]], parameters.voltage, xp)
-    for t in frames:
-        frame, index = movie.frame(t), first_frame + t
+    for t, frame in zip(frames, movie.each(frames)):
+        index = first_frame + t
         if t not in blank:
             initial.add(index, frame)  # before the correction, which may overwrite its border
         corrected = corrector.corrected(frame, t)

@@ -7,9 +7,15 @@ import numpy as np
 from xmipp_accel.backend import array_module, cuda_kernel
 
 THREADS = 256
+DEVICE_BYTES = 1 << 29
 # Types that the kernels read as they are; others become single precision first.
 C_NAMES = {"int8": "signed char", "uint8": "unsigned char", "int16": "short", "uint16": "unsigned short"}
 C_NAMES.update({"int32": "int", "uint32": "unsigned int", "float32": "float", "float64": "double"})
+
+
+def frames_at_a_time(shape, xp):
+    """How many frames to work on together: one fills a CPU's cores, a GPU has more launches to save."""
+    return 1 if xp is np else max(1, DEVICE_BYTES // (4 * shape[0] * shape[1]))
 
 
 def clean_frames(raw, frames, dark, gain, window, index, sources):

@@ -61,6 +61,8 @@ class LocalModel:
     def _normal(self, values, information, folds):
         """Normal equations (2, folds, m, m) and (2, folds, m), with the groups' common shifts eliminated.
 
+        `folds` (folds, group) holds 1 for the groups of each fold and 0 for the others.
+
         Since a basis function is a product of one in time and one in space, so is each group's part of the matrix.
         """
         xp, space = self.xp, self.in_space
@@ -71,13 +73,11 @@ class LocalModel:
         spatial = space.T @ (weight[..., None] * space) - total[..., None] * mean[..., None] * mean[..., None, :]
         right = (weight * values) @ space - (weight * values).sum(axis=2, keepdims=True) * mean
         n_t, n_s = self.in_time.shape[1], space.shape[1]
-        matrices = xp.empty((2, len(folds), n_t, n_s, n_t, n_s))
-        for f, fold in enumerate(folds):
-            times = self.in_time[fold]
-            pairs = (times[:, :, None] * times[:, None, :]).reshape(len(fold), -1)
-            product = pairs.T @ spatial[:, fold].reshape(2, len(fold), -1)
-            matrices[:, f] = product.reshape(2, n_t, n_t, n_s, n_s).transpose(0, 1, 3, 2, 4)
-        rights = xp.stack([xp.einsum("gt,cgs->cts", self.in_time[fold], right[:, fold]) for fold in folds], axis=1)
+        times = self.in_time * xp.asarray(folds)[..., None]  # (fold, group, n_t), zero for the groups of others
+        pairs = (times[..., :, None] * times[..., None, :]).reshape(len(folds), self.n_times, -1).swapaxes(1, 2)
+        product = pairs @ spatial.reshape(2, 1, self.n_times, -1)
+        matrices = product.reshape(2, len(folds), n_t, n_t, n_s, n_s).transpose(0, 1, 2, 4, 3, 5)
+        rights = times.swapaxes(1, 2) @ right[:, None]
         size = n_t * n_s
         return matrices.reshape(2, len(folds), size, size), rights.reshape(2, len(folds), size)
 
@@ -96,7 +96,7 @@ class LocalModel:
         -------
         array, shape (nt, ny, nx, 2)
         """
-        matrices, right = self._normal(values, information, [np.arange(self.n_times)])
+        matrices, right = self._normal(values, information, np.ones((1, self.n_times)))
         points = solve_positive(matrices[:, 0] + self._penalty(stiffness), right[:, 0])
         return self._without_mean(points.T).reshape((*self.n_control, 2))
 
@@ -122,7 +122,8 @@ class LocalModel:
             One minus the ratio of the prediction error of the best model to that of no local motion; positive when
             the local model predicts frames that it has not seen.
         """
-        folds = [np.arange(k, self.n_times, FOLDS) for k in range(min(FOLDS, self.n_times))]
+        n_folds = min(FOLDS, self.n_times)
+        folds = (np.arange(self.n_times) % FOLDS == np.arange(n_folds)[:, None]).astype(np.float64)
         matrices, right = self._normal(values, information, folds)
         kept = matrices.sum(axis=1, keepdims=True) - matrices, right.sum(axis=1, keepdims=True) - right
         best = start
@@ -146,7 +147,8 @@ class LocalModel:
         points = solve_positive(systems, xp.broadcast_to(right, systems.shape[:-1]))
         points = points.reshape(len(stiffnesses), 2, len(folds), self.n_control[0], -1)
         prediction = xp.empty((len(stiffnesses), *values.shape))
-        for f, fold in enumerate(folds):
+        for f in range(len(folds)):
+            fold = slice(f, None, FOLDS)
             motion = self.in_time[fold] @ points[:, :, f] @ self.in_space.T
             prediction[:, :, fold] = motion.transpose(0, 3, 2, 1)
         return to_host(_error(values - prediction, information)).tolist()
@@ -187,9 +189,11 @@ def _windowed_basis(centres, edge, length, n_control):
     """Means of the basis functions under Hann windows of this edge."""
     offsets = (np.arange(16) + 0.5) / 16
     window = np.sin(np.pi * offsets) ** 2
+    centres, places = np.unique(centres, return_inverse=True)  # patches lie on a grid
     positions = centres[:, None] + (offsets - 0.5) * edge
     basis = bspline.basis_matrix(np.clip(positions, 0, length).ravel(), length, n_control)
-    return np.einsum("k,pkn->pn", window / window.sum(), basis.reshape(*positions.shape, n_control))
+    means = np.einsum("k,pkn->pn", window / window.sum(), basis.reshape(*positions.shape, n_control))
+    return means[places]
 
 
 def robust_factors(residuals, information):

@@ -108,24 +108,24 @@ class OneMovie:
 
     def _prepare(self, raw):
         gain, dark, bad = self.executor.references(tuple(raw.shape[1:]), self.is_eer)
-        movie = PreparedMovie(raw, gain, dark)
-        self._repair(movie, bad, non_finite_pixels(raw))
+        movie = PreparedMovie(raw, gain, dark, bad if self.parameters.repair_bad_pixels else None)
+        self._repair(movie, non_finite_pixels(raw))
         blank = blank_frames(movie)
         if len(blank) == movie.shape[0]:
             raise ProcessingError(f"{self.path}: none of its {len(blank)} frames has any contrast")
         return movie, blank
 
-    def _repair(self, movie, bad, non_finite):
+    def _repair(self, movie, non_finite):
         p = self.parameters
         if not p.repair_bad_pixels:
             if len(non_finite):
                 raise InputFileError(self.path, "finite pixels, or repair_bad_pixels", "NaN or infinity")
             return
         try:
-            bad = bad.with_others(non_finite)
-            movie.repair(bad)
+            movie.repair(movie.bad.with_others(non_finite))
             if p.hot_pixel_sigma > 0:
-                movie.repair(bad.with_others(outlier_pixels(movie.mean_frame(), bad.mask, p.hot_pixel_sigma)))
+                outliers = outlier_pixels(movie.mean_frame(), movie.bad.index, p.hot_pixel_sigma)
+                movie.repair(movie.bad.with_others(outliers))
         except ProcessingError as error:
             raise ProcessingError(f"{self.path}: {error}") from error
 
@@ -142,7 +142,7 @@ class OneMovie:
         if set(frames) <= set(blank):
             raise ProcessingError(f"{self.path}: no frame to be summed has any contrast")
         magnification = Magnification.from_parameters(p, shape)
-        corrector = MotionCorrector(motion.shifts, motion.control_points, shape, magnification)
+        corrector = MotionCorrector(motion.shifts, motion.control_points, shape, magnification, movie.xp)
         with self._aligned_movie(shape) as append:
             return corrected_averages(
                 movie, frames, corrector, p, self.sampling_rate, self._aligned_exposures(), self.first - 1, blank,

@@ -22,8 +22,8 @@ from xmipp_accel.movie_alignment.spectra import SignalSpectrum, moving_phases
 # Transforms that are kept: on the host up to so many bytes, on a GPU up to this part of the free memory. Larger
 # stacks are made again whenever they are needed.
 KEPT_ON_HOST, KEPT_ON_DEVICE = 256 << 20, 0.5
-# Transforms at a time: in the cache of a CPU, few launches on a GPU.
-HOST_BYTES, DEVICE_BYTES = 32 << 20, 1 << 30
+# Transforms at a time: in the cache of a CPU, few launches on a GPU, again as a part of the free memory.
+BLOCK_ON_HOST, BLOCK_ON_DEVICE = 32 << 20, 0.06
 THREADS = 256
 
 
@@ -140,11 +140,12 @@ class PatchStack:
         self.offsets = ((moved - start) * pixel).swapaxes(0, 1)
         each = n * size * (size // 2 + 1) * 8
         count = len(self._starts)
-        xp = array_module(images)
-        together = max(1, (HOST_BYTES if xp is np else DEVICE_BYTES) // each)
-        self._places = np.array_split(np.arange(count), -(-count // together))
-        keep = count * each <= (KEPT_ON_HOST if xp is np else KEPT_ON_DEVICE * free_bytes(xp))
-        self._kept = [self._transforms(places) for places in self._places] if keep else None
+        kept, block = KEPT_ON_HOST, BLOCK_ON_HOST
+        if array_module(images) is not np:
+            free = free_bytes(array_module(images))
+            kept, block = int(KEPT_ON_DEVICE * free), int(BLOCK_ON_DEVICE * free)
+        self._places = np.array_split(np.arange(count), -(-count // max(1, block // each)))
+        self._kept = [self._transforms(places) for places in self._places] if count * each <= kept else None
 
     def blocks(self):
         """Yield indices of patches and their transforms (len, n, size, size // 2 + 1), complex64."""

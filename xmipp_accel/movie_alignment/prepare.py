@@ -6,7 +6,7 @@ import numpy as np
 
 from xmipp_accel.backend import array_module, to_host
 from xmipp_accel.errors import ProcessingError
-from xmipp_accel.movie_alignment.frame_kernels import clean_frames
+from xmipp_accel.movie_alignment.frame_kernels import clean_frames, frames_at_a_time
 
 N_SOURCES = 8
 SOURCE_RADIUS = 12
@@ -23,11 +23,13 @@ class PreparedMovie:
         In the file's type, on the device.
     gain, dark : array, shape (ny, nx), optional
         On the same device; the gain multiplies.
+    bad : BadPixels, optional
+        Pixels to be replaced.
     """
 
-    def __init__(self, raw, gain=None, dark=None):
+    def __init__(self, raw, gain=None, dark=None, bad=None):
         self.raw, self.gain, self.dark = raw, gain, dark
-        self.repair(BadPixels(np.zeros(raw.shape[1:], dtype=bool)))
+        self.repair(bad or BadPixels(np.zeros(raw.shape[1:], dtype=bool)))
 
     @property
     def xp(self):
@@ -54,9 +56,11 @@ class PreparedMovie:
         """
         return self._corrected(self.raw, which, window or (0, 0, *self.shape[1:]))
 
-    def frame(self, t):
-        """Return frame `t` corrected, float32 of shape (ny, nx)."""
-        return self.frames([t])[0]
+    def each(self, which):
+        """Iterate over corrected frames (ny, nx), each of which the caller may change."""
+        together = frames_at_a_time(self.shape[1:], self.xp)
+        for first in range(0, len(which), together):
+            yield from self.frames(which[first : first + together])
 
     def mean_frame(self):
         """Average of the corrected frames, float32."""
@@ -67,13 +71,19 @@ class PreparedMovie:
         return clean_frames(raw, which, self.dark, self.gain, window, self._index, self._sources)
 
     def repair(self, bad):
-        """Replace the pixels of a :class:`BadPixels` from now on."""
+        """Replace the pixels of another :class:`BadPixels` from now on."""
         self.bad = bad
         self._index, self._sources = self.xp.asarray(bad.index), self.xp.asarray(bad.sources)
 
 
 class BadPixels:
     """Pixels to be replaced, and what replaces them.
+
+    Parameters
+    ----------
+    mask : ndarray of bool, shape (ny, nx)
+    index : ndarray of int64, optional
+        Where it is set, if that is known.
 
     Attributes
     ----------
@@ -89,8 +99,8 @@ class BadPixels:
         More than half of all pixels are bad.
     """
 
-    def __init__(self, mask):
-        self.mask, self.index = mask, np.flatnonzero(mask)
+    def __init__(self, mask, index=None):
+        self.mask, self.index = mask, np.flatnonzero(mask) if index is None else index
         if len(self.index) > MAX_BAD_FRACTION * mask.size:
             percent = 100 * len(self.index) / mask.size
             raise ProcessingError(f"{percent:.0f} % of the pixels are bad; the gain or the defects are wrong")
@@ -102,7 +112,7 @@ class BadPixels:
             return self
         mask = self.mask.copy()
         mask.ravel()[index] = True
-        return BadPixels(mask)
+        return BadPixels(mask, np.union1d(self.index, index))
 
     @property
     def positions(self):
@@ -127,7 +137,7 @@ def blank_frames(movie):
     return [int(t) for t in np.flatnonzero(largest == smallest)]
 
 
-def outlier_pixels(average, bad, sigma):
+def outlier_pixels(average, known, sigma):
     """Find hot and dead pixels in the average of the corrected frames.
 
     A pixel is compared with the mean of the middle two of its four neighbours, so that one bad neighbour does not
@@ -137,8 +147,8 @@ def outlier_pixels(average, bad, sigma):
     Parameters
     ----------
     average : array, shape (ny, nx)
-    bad : ndarray of bool, shape (ny, nx)
-        Pixels known to be bad already, which do not enter the statistics.
+    known : ndarray of int64
+        Flat indices of pixels known to be bad already, which do not enter the statistics.
     sigma : float
         Threshold in standard deviations of that difference.
 
@@ -149,7 +159,8 @@ def outlier_pixels(average, bad, sigma):
         does not tell bad pixels from noise.
     """
     xp = array_module(average)
-    good = ~xp.asarray(bad)
+    good = xp.ones(average.shape, dtype=bool)
+    good.ravel()[xp.asarray(known)] = False
     around = _middle_of_neighbours(average)
     hot = xp.abs(_in_deviations(average - around, good)) > sigma
     roots = [xp.sqrt(xp.maximum(image, 0)) for image in (average, around)]

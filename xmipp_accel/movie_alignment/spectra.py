@@ -8,10 +8,9 @@ from typing import Any
 import numpy as np
 
 from xmipp_accel.backend import array_module, cuda_kernel, fft_module, good_fft_size, to_host
+from xmipp_accel.movie_alignment.frame_kernels import frames_at_a_time
 
 RING_THREADS = 256
-# Frames that a GPU transforms at a time, which saves launches.
-DEVICE_BYTES = 1 << 29
 HALF_AMPLITUDE = np.sqrt(1.0 / (2.0 * np.log(2.0)))
 
 
@@ -102,7 +101,7 @@ def frame_spectra(movie, frames, limit):
     shape = tuple(grid_size(e, limit, e) for e in extent)
     data = xp.empty((len(frames), shape[0], shape[1] // 2 + 1), dtype=xp.complex64)
     fft = fft_module(data)
-    together = 1 if xp is np else max(1, DEVICE_BYTES // (4 * extent[0] * extent[1]))
+    together = frames_at_a_time(extent, xp)
     for first in range(0, len(frames), together):
         images = movie.frames(frames[first : first + together], window)
         # The offset is no signal, but would cost the others their precision.

@@ -8,6 +8,7 @@ import numpy as np
 
 from xmipp_accel.backend import array_module, fft_module, to_host
 from xmipp_accel.movie_alignment import correlate, solve
+from xmipp_accel.movie_alignment.frame_kernels import frames_at_a_time
 from xmipp_accel.movie_alignment.others import (
     aligned_sum,
     correlation_moments,
@@ -259,6 +260,8 @@ def frames_on_grid(spectra, limit):
     xp, fft = array_module(spectra.data), fft_module(spectra.data)
     shape = spectra.shape_within(limit)
     images = xp.empty((len(spectra.data), *shape), dtype=xp.float32)
-    for t, frame in enumerate(spectra.data):
-        images[t] = fft.irfft2(crop_half_plane(frame, spectra.shape, shape), s=shape)
+    together = frames_at_a_time(shape, xp)
+    for first in range(0, len(images), together):
+        part = slice(first, first + together)
+        images[part] = fft.irfft2(crop_half_plane(spectra.data[part], spectra.shape, shape), s=shape)
     return images

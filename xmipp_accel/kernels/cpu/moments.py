@@ -14,7 +14,7 @@ def moments(values):
     """
     low = high = values[0]
     origin = np.float64(values[0])
-    total = squares = 0.0
+    total = squares = np.float64(0)
     for value in values:
         low, high = min(low, value), max(high, value)
         # About one of the values, the squares are small enough to be subtracted.
