@@ -32,7 +32,7 @@ def test_warp_direction(device):
     image[8, 9] = 1
     grid = np.zeros((3, 3, 2), dtype=np.float32)
     grid[..., 0], grid[..., 1] = 3, -2
-    moved = to_host(warp(device.asarray(image), grid, 16))
+    moved = to_host(warp(device.asarray(image), device.asarray(grid), 16))
     assert np.unravel_index(moved.argmax(), moved.shape) == (11, 7)
 
 

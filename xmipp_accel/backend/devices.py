@@ -18,6 +18,8 @@ from xmipp_accel.errors import DeviceError
 logger = logging.getLogger(__name__)
 _thread = threading.local()
 
+UPLOAD_BYTES = 32 << 20
+
 
 @dataclasses.dataclass(frozen=True)
 class Device:
@@ -79,7 +81,10 @@ class Device:
             return buffer
         with self.activate(), _copy_stream(self.index) as stream:
             array = self.xp.empty(buffer.shape, buffer.dtype)
-            array.set(buffer)
+            # In parts, since small copies of those who compute wait for the one that is under way.
+            step = max(1, UPLOAD_BYTES * len(buffer) // max(1, buffer.nbytes))
+            for first in range(0, len(buffer), step):
+                array[first : first + step].set(buffer[first : first + step])
             stream.synchronize()
         return array
 

@@ -16,7 +16,7 @@ from xmipp_accel.backend.arrays import cpu_count
 from xmipp_accel.errors import InputFileError
 
 # Larger reads are shared by threads: one alone copies a file out of the system's cache at a few GB/s.
-PART_BYTES = 32 << 20
+PART_BYTES, MOST_PARTS = 32 << 20, 8
 _CONTROL = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 
 
@@ -68,7 +68,7 @@ def read_into(path, file, offset, array):
     Reading rather than mapping the file: when a mapped file is cut while it is in use, the process dies.
     """
     view = memoryview(array).cast("B") if array.size else memoryview(b"")
-    parts = min(cpu_count(), -(-len(view) // PART_BYTES))
+    parts = min(cpu_count(), MOST_PARTS, -(-len(view) // PART_BYTES))
     if parts < 2:
         _fill(path, file, offset, view)
         return

@@ -113,7 +113,8 @@ class LocalModel:
     def choose_stiffness(self, values, information, start):
         """Cross-validate over groups of frames, whose noise is independent; that of overlapping patches is not.
 
-        From `start`, neighbours in the table of stiffnesses are tried until none is better.
+        From `start`, places two steps away in the table of stiffnesses are tried, then neighbours until none is
+        better.
 
         Returns
         -------
@@ -128,14 +129,14 @@ class LocalModel:
         kept = matrices.sum(axis=1, keepdims=True) - matrices, right.sum(axis=1, keepdims=True) - right
         best = start
         errors: dict[Stiffness, float] = {}
+        step = 2
         while True:
-            trials = _neighbours(best)
-            new = [trial for trial in trials if trial not in errors]
+            new = [trial for trial in _around(best, step) if trial not in errors]
             if new:
                 errors.update(zip(new, self._held_out_errors(values, information, folds, *kept, new)))
-            previous, best = best, min(trials, key=errors.__getitem__)
-            if best == previous:
+            elif step == 1:
                 break
+            best, step = min(errors, key=errors.__getitem__), 1
         reference = float(_error(values, information))
         return best, 1.0 - errors[best] / reference if reference > 0 else 0.0
 
@@ -154,13 +155,13 @@ class LocalModel:
         return to_host(_error(values - prediction, information)).tolist()
 
 
-def _neighbours(stiffness):
-    """Stiffnesses at most one step away, in space and in time; itself among them."""
+def _around(stiffness, step):
+    """The stiffness itself and those `step` places away in the table, in space, in time and in both."""
     sides = []
     for value in (stiffness.space, stiffness.time):
-        place = STIFFNESSES.index(value)
-        sides.append(STIFFNESSES[max(0, place - 1) : place + 2])
-    return [Stiffness(space, time) for space in sides[0] for time in sides[1]]
+        place, last = STIFFNESSES.index(value), len(STIFFNESSES) - 1
+        sides.append([STIFFNESSES[min(max(0, place + move), last)] for move in (-step, 0, step)])
+    return dict.fromkeys(Stiffness(space, time) for space in sides[0] for time in sides[1])
 
 
 @functools.lru_cache(maxsize=4)

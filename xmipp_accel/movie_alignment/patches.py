@@ -23,7 +23,7 @@ from xmipp_accel.movie_alignment.spectra import SignalSpectrum, moving_phases
 # stacks are made again whenever they are needed.
 KEPT_ON_HOST, KEPT_ON_DEVICE = 256 << 20, 0.5
 # Transforms at a time: in the cache of a CPU, few launches on a GPU, again as a part of the free memory.
-BLOCK_ON_HOST, BLOCK_ON_DEVICE = 32 << 20, 0.06
+BLOCK_ON_HOST, BLOCK_ON_DEVICE, LARGEST_BLOCK = 32 << 20, 0.06, 2 << 30
 THREADS = 256
 
 
@@ -143,7 +143,7 @@ class PatchStack:
         kept, block = KEPT_ON_HOST, BLOCK_ON_HOST
         if array_module(images) is not np:
             free = free_bytes(array_module(images))
-            kept, block = int(KEPT_ON_DEVICE * free), int(BLOCK_ON_DEVICE * free)
+            kept, block = int(KEPT_ON_DEVICE * free), min(LARGEST_BLOCK, int(BLOCK_ON_DEVICE * free))
         self._places = np.array_split(np.arange(count), -(-count // max(1, block // each)))
         self._kept = [self._transforms(places) for places in self._places] if count * each <= kept else None
 
