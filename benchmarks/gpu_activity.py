@@ -23,11 +23,9 @@ def device_bytes(device):
 
 def release_device_memory(device):
     """Give the blocks and FFT plans of earlier work back, so that peaks are those of what follows."""
-    if device.kind == "cpu":
-        return
-    device.xp.fft.config.get_plan_cache().clear()
-    device.xp.get_default_memory_pool().free_all_blocks()
-    device.xp.get_default_pinned_memory_pool().free_all_blocks()
+    if device.kind == "cuda":
+        device.xp.fft.config.get_plan_cache().clear()
+    device.release_memory()
 
 
 def utilization(call, seconds, device):

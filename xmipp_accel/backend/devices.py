@@ -93,6 +93,13 @@ class Device:
         with self.activate():
             return free_bytes(self.xp)
 
+    def release_memory(self):
+        """Give memory back that is kept for later use."""
+        if self.kind == "cuda":
+            with self.activate():
+                self.xp.get_default_memory_pool().free_all_blocks()
+                self.xp.get_default_pinned_memory_pool().free_all_blocks()
+
     def __str__(self):
         return "cpu" if self.kind == "cpu" else f"cuda:{self.index}"
 

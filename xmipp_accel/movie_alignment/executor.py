@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -17,18 +16,15 @@ from xmipp_accel.io.gains import divides, read_dark, read_defects, read_gain
 from xmipp_accel.movie_alignment.gain_check import GainCheck, check_gain
 from xmipp_accel.movie_alignment.one_movie import OneMovie
 from xmipp_accel.movie_alignment.prepare import BadPixels
+from xmipp_accel.movie_alignment.workers import Workers
 
 logger = logging.getLogger(__name__)
-
-# Movies whose frames are in memory at a time. A GPU computes one while the next is read; on the CPU, reading would
-# take cores from the computing, and the memory of another movie.
-IN_MEMORY = {"cpu": 1, "cuda": 2}
 
 
 class MovieAlignmentExecutor:
     """Aligns movies; long-lived, bound to one device.
 
-    :meth:`process` may be called from several threads, `IN_FLIGHT` of them at best: one movie is computed while
+    :meth:`process` may be called from several threads, `IN_FLIGHT` of them at best: some movies are computed while
     others are read and written.
 
     Parameters
@@ -47,18 +43,17 @@ class MovieAlignmentExecutor:
         The frame groups cannot be read.
     """
 
-    IN_FLIGHT = 4
+    IN_FLIGHT = 6
 
     def __init__(self, parameters, device=CPU, gain=None, dark=None, defects=None, frame_groups=None):
         self.parameters = parameters
         self.device = device
-        # One thread computes, since CuPy keeps the plans of Fourier transforms, and their memory, for each thread.
-        self.computing = ThreadPoolExecutor(1, "compute", device.make_current)
-        self.in_memory = threading.BoundedSemaphore(IN_MEMORY[device.kind])
+        self.workers = Workers(device)
         self._gain, self._dark, self._defects = gain, dark, defects
         self.frame_groups = read_frame_groups(frame_groups) if frame_groups else None
         self._references = {}
         self._gain_check: GainCheck | None = None
+        self._lock = threading.Lock()  # of these two
 
     def process(self, movie_path, output_folder, name=None, progress=None, alignment=None):
         """Align one movie and write its outputs.
@@ -93,18 +88,20 @@ class MovieAlignmentExecutor:
         ParameterError
             The parameters do not fit this movie.
         ProcessingError
-            The movie holds nothing to average: no frame with contrast, or no valid pixels. One that only cannot be
-            aligned gives a result with the status ``"not aligned"`` and the averages of its frames as they are.
+            The movie holds nothing to average, no frame with contrast or no valid pixels, or does not fit into the
+            memory. One that only cannot be aligned gives a result with the status ``"not aligned"`` and the
+            averages of its frames as they are.
         """
         with self.device.activate():
             return OneMovie(self, Path(movie_path), Path(output_folder), name, progress, alignment).result()
 
     def references(self, shape, is_eer=False):
         """Gain and dark on the device, each or None, and `BadPixels`, for frames of this shape."""
-        if (shape, is_eer) not in self._references:
-            self._references = {(shape, is_eer): self._read_references(shape, is_eer)}
-            self._gain_check = None
-        return self._references[shape, is_eer]
+        with self._lock:
+            if (shape, is_eer) not in self._references:
+                self._references = {(shape, is_eer): self._read_references(shape, is_eer)}
+                self._gain_check = None
+            return self._references[shape, is_eer]
 
     def _read_references(self, shape, is_eer):
         p = self.parameters
@@ -136,12 +133,13 @@ class MovieAlignmentExecutor:
         p = self.parameters
         if movie.gain is None or not p.check_gain:
             return {}, ""
-        check = self._gain_check
         divided = divides(p.gain_mode, self._gain, is_eer)
-        if check is None or not check.certain:
-            check = self._gain_check = check_gain(movie, frames, p.gain_rotation, p.gain_flip)
-            if check.better:
-                logger.warning("%s: %s", self._gain, check.warning(divided))
+        with self._lock:
+            check = self._gain_check
+            if check is None or not check.certain:
+                check = self._gain_check = check_gain(movie, frames, p.gain_rotation, p.gain_flip)
+                if check.better:
+                    logger.warning("%s: %s", self._gain, check.warning(divided))
         return check.numbers(), check.warning(divided)
 
     def exposures(self, group_sizes):

@@ -60,11 +60,10 @@ class OneMovie:
     def result(self):
         """Process the movie."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        with self.executor.in_memory:
-            with self._stage("read", 1):
-                raw = self._read()
-            computed = self.executor.computing.submit(self._compute, raw).result()
-            del raw
+        try:
+            computed = self.executor.workers.run(self._read, self._compute)
+        except MemoryError as error:
+            raise ProcessingError(f"{self.path}: too large for the memory of {self.device}: {error}") from error
         with self._stage("write", 4):
             result = self._write(*computed)
         write_json(self.folder / f"{self.name}.json", result.to_json())
@@ -82,7 +81,10 @@ class OneMovie:
 
     def _read(self):
         p = self.parameters
-        with open_movie(self.path, p.eer_frames, p.eer_upsampling, self.executor.frame_groups) as reader:
+        with (
+            self._stage("read", 1),
+            open_movie(self.path, p.eer_frames, p.eer_upsampling, self.executor.frame_groups) as reader,
+        ):
             self.n_frames, self.group_sizes, self.is_eer = reader.shape[0], reader.group_sizes, reader.is_eer
             self.exposures = self.executor.exposures(reader.group_sizes)
             self.sampling_rate = p.sampling_rate or reader.sampling_rate

@@ -1,0 +1,70 @@
+"""Movies at a time, and what happens when memory runs out."""
+
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+
+from xmipp_accel.backend import CPU
+from xmipp_accel.errors import ProcessingError
+from xmipp_accel.io.images import write_stack
+from xmipp_accel.movie_alignment import MovieAlignmentExecutor, MovieAlignmentParameters, workers
+
+
+class Memory:
+    """Room for so many movies; keeps what was tried."""
+
+    def __init__(self, room):
+        self.room, self.held, self.most, self.failures = room, 0, 0, 0
+        self.lock = threading.Lock()
+
+    def compute(self, movie):
+        with self.lock:
+            self.held += 1
+            self.most = max(self.most, self.held)
+            full = self.held > self.room
+            self.failures += full
+        time.sleep(0.02)
+        with self.lock:
+            self.held -= 1
+        if full:
+            raise MemoryError("no room")
+        return 2 * movie
+
+
+@pytest.fixture
+def two_at_a_time(monkeypatch):
+    monkeypatch.setitem(workers.COMPUTED, "cpu", 2)
+    monkeypatch.setitem(workers.IN_MEMORY, "cpu", 4)
+    return workers.Workers(CPU)
+
+
+def run_all(these, memory, movies):
+    with ThreadPoolExecutor(6) as pool:
+        return list(pool.map(lambda movie: these.run(lambda: movie, memory.compute), movies))
+
+
+def test_as_many_are_computed_at_a_time_as_fit(two_at_a_time):
+    memory = Memory(2)
+    assert run_all(two_at_a_time, memory, range(12)) == list(range(0, 24, 2))
+    assert (memory.most, memory.failures) == (2, 0)
+
+
+def test_without_room_for_two_all_are_computed_one_by_one(two_at_a_time, caplog):
+    memory = Memory(1)
+    assert run_all(two_at_a_time, memory, range(12)) == list(range(0, 24, 2))
+    assert 1 <= memory.failures <= 6  # those that had begun before
+    assert "short of memory" in caplog.text
+    memory.most = memory.failures = 0
+    run_all(two_at_a_time, memory, range(6))
+    assert (memory.most, memory.failures) == (1, 0)
+
+
+def test_a_movie_that_does_not_fit_is_named(tmp_path, monkeypatch):
+    write_stack(tmp_path / "movie.mrc", np.random.default_rng(0).normal(size=(4, 32, 32)).astype(np.float32), 1.0)
+    executor = MovieAlignmentExecutor(MovieAlignmentParameters())
+    monkeypatch.setattr(executor.workers, "_run", lambda read, compute: Memory(0).compute(read()))
+    with pytest.raises(ProcessingError, match=r"movie.mrc: too large for the memory of cpu: no room"):
+        executor.process(tmp_path / "movie.mrc", tmp_path)
