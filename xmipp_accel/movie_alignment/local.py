@@ -10,7 +10,12 @@ from xmipp_accel.backend import array_module, to_host
 from xmipp_accel.movie_alignment.model import LocalModel, Stiffness, centred, robust_factors
 from xmipp_accel.movie_alignment.patches import PatchStack, frame_groups, make_grid, measure_patches
 from xmipp_accel.movie_alignment.spectra import SignalSpectrum, gaussian
-from xmipp_accel.movie_alignment.whole_frame import combined_weight, frames_on_grid, low_pass_limit
+from xmipp_accel.movie_alignment.whole_frame import (
+    combined_weight,
+    frames_on_grid,
+    low_pass_limit,
+    turned_into_images,
+)
 from xmipp_accel.numerics import bspline
 
 # Of a remaining translation in the rounds without low-pass, A.
@@ -52,7 +57,7 @@ class LocalAlignment:
 
 
 def working_grids(spectra, times, shape, whole, parameters, sampling_rate):
-    """Frames at the resolutions at which local motion is found and measured; `spectra` are not needed after that.
+    """Frames at the resolutions at which local motion is found and measured; `spectra` are lost.
 
     Parameters
     ----------
@@ -74,7 +79,8 @@ def working_grids(spectra, times, shape, whole, parameters, sampling_rate):
         For :func:`align_locally`.
     """
     limits = low_pass_limit(COARSE_ROUNDS[0], sampling_rate), whole.spectrum.limit(INFORMATION)
-    return [WorkingGrid(spectra, limit, times, shape, parameters, sampling_rate) for limit in limits]
+    images = frames_on_grid(spectra, limits[0]), turned_into_images(spectra, limits[1])
+    return [WorkingGrid(array, spectra.extent, times, shape, parameters, sampling_rate) for array in images]
 
 
 def align_locally(grids, whole):
@@ -111,16 +117,16 @@ def control_counts(parameters, shape, sampling_rate):
 
 
 class WorkingGrid:
-    """Frames, patches and model at one resolution."""
+    """Frames, patches and model at one resolution; `images` (n, my, mx) span `extent` pixels of the movie."""
 
-    def __init__(self, spectra, limit, times, shape, parameters, sampling_rate):
+    def __init__(self, images, extent, times, shape, parameters, sampling_rate):
         self.parameters, self.sampling_rate, self.times = parameters, sampling_rate, times
-        self.images = frames_on_grid(spectra, limit)
+        self.images = images
         self.lengths = tuple(map(float, shape))
-        origin = tuple((s - e) // 2 for s, e in zip(shape[1:], spectra.extent))
-        edge = min(parameters.min_local_resolution / sampling_rate, min(spectra.extent) / 2)
+        origin = tuple((s - e) // 2 for s, e in zip(shape[1:], extent))
+        edge = min(parameters.min_local_resolution / sampling_rate, min(extent) / 2)
         counts = parameters.patches_y, parameters.patches_x
-        self.patches = make_grid(self.images.shape[1:], spectra.extent, origin, edge, counts)
+        self.patches = make_grid(self.images.shape[1:], extent, origin, edge, counts)
         self.groups = frame_groups(len(times), parameters.group_frames)
         self.centres = [times[group].mean() for group in self.groups]
         edges = tuple(self.patches.size * p for p in self.patches.pixel)

@@ -40,8 +40,8 @@ def make_weighting(fy, fx, weight, xp):
     values = 2 * weight(xp.hypot(fy[:, None], fx[None])).astype(xp.float32)
     values[:, 0] *= 0.5
     values[0, 0] = 0
-    count = xp.where(values > NEGLIGIBLE * values.max(), xp.arange(1, len(fx) + 1), 0)
-    return Weighting(fy, fx, values, count.max(axis=1).astype(xp.int32))
+    count = xp.where(values > NEGLIGIBLE * values.max(), xp.arange(1, len(fx) + 1, dtype=xp.int32), xp.int32(0))
+    return Weighting(fy, fx, values, count.max(axis=1))
 
 
 def aligned_sum(spectra, phases):

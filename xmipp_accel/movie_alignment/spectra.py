@@ -211,10 +211,12 @@ class SignalSpectrum:
 
 
 def ring_sums(values, rings, n_rings):
-    """Sums (n_rings,) of float32 `values` over int32 `rings` of the same shape, float64 on the host."""
+    """Sums (n_rings,) of float32 `values` (ky, kx) over int32 `rings` of that shape, float64 on the host."""
     xp = array_module(values)
     if xp is np:
-        return np.bincount(rings.ravel(), weights=values.ravel(), minlength=n_rings)
+        from xmipp_accel.kernels.cpu.others import ring_sums as cpu_sums
+
+        return cpu_sums(values, rings, n_rings)
     out = xp.zeros(n_rings, dtype=xp.float64)
     blocks = min(1024, -(-values.size // RING_THREADS))
     arguments = (xp.ascontiguousarray(values), rings, out, np.int64(values.size), np.int32(n_rings))

@@ -27,7 +27,7 @@ from xmipp_accel.movie_alignment.spectra import (
 
 COARSE_RESOLUTION = 30.0
 # Cross-spectra at a time: in the cache of a CPU, few launches on a GPU.
-HOST_BYTES, DEVICE_BYTES = 16 << 20, 1 << 30
+HOST_BYTES, DEVICE_BYTES = 8 << 20, 1 << 30
 CONVERGED = 0.01
 MAX_ROUNDS = 12
 # The rounds at full resolution keep the frequencies that hold this part of the information.
@@ -94,9 +94,8 @@ def align_whole_frames(spectra, sampling_rate, max_shift, max_resolution=0.0):
     shifts, trusted, at_limit = _from_all_pairs(spectra, sampling_rate, max_shift, coarse)
     # Pairs leave frames astray where electrons are few; the sum of all others shows more than any one of them.
     for resolution in (coarse, coarse, coarse / 2):
-        small = spectra.crop(low_pass_limit(resolution, sampling_rate))
-        weight = _gaussian_weight(resolution, sampling_rate)
-        shifts = _search_against_others(small, shifts, weight, max_shift / sampling_rate)
+        weight, small = _gaussian_weight(resolution, sampling_rate), low_pass_limit(resolution, sampling_rate)
+        shifts = _search_against_others(spectra.crop(small), shifts, weight, max_shift / sampling_rate)
     limit = AlignedFrames(spectra, shifts).spectrum.limit(INFORMATION)
     if np.prod(spectra.shape_within(limit)) < WORTH_A_COPY * np.prod(spectra.shape):
         spectra = spectra.crop(limit)
@@ -118,6 +117,7 @@ def _refine(spectra, shifts, sampling_rate, max_resolution):
         power = frames.power
         weight = combined_weight(frames.spectrum, sampling_rate, max_resolution)
         step, information, significance = frames.newton_step(weight)
+        del frames  # before the next ones are there
         new = shifts + step
         new -= new.mean(axis=0)
         change = float(np.abs(new - shifts).max())
@@ -223,9 +223,8 @@ def _from_all_pairs(spectra, sampling_rate, max_shift, resolution):
     i, j = solve.frame_pairs(n)
     step = tuple(e / s for e, s in zip(spectra.extent, spectra.shape))
     found, weights, limit = [], [], []
-    batch = max(1, (HOST_BYTES if xp is np else DEVICE_BYTES) // data[0].nbytes)
-    for first in range(0, len(i), batch):
-        a, b = xp.asarray(i[first : first + batch]), xp.asarray(j[first : first + batch])
+    for part in _batches(len(i), data[0].nbytes, xp):
+        a, b = xp.asarray(i[part]), xp.asarray(j[part])
         cross = data[a] * data[b].conj() * weight
         start, at_limit = correlate.window_maximum(cross, spectra.fy, spectra.fx, max_shift / sampling_rate, step)
         shifts, curvature = correlate.newton(cross, spectra.fy, spectra.fx, start, 1, reach=2 * max(step))
@@ -239,29 +238,54 @@ def _from_all_pairs(spectra, sampling_rate, max_shift, resolution):
     return shifts, float(trusted.mean()), float(touching.mean())
 
 
-def _search_against_others(spectra, shifts, weight, radius, which=slice(None)):
+def _search_against_others(spectra, shifts, weight, radius, which=None):
     """Shifts (n, 2), those of the frames `which` such that each is where it fits the sum of the others best."""
     xp = array_module(spectra.data)
+    which = np.arange(len(shifts)) if which is None else which
     phases = moving_phases(shifts[None], spectra.fy, spectra.fx, xp)
     total, _ = aligned_sum(spectra.data[None], phases)
-    ey, ex = (phase[0][which] for phase in phases)
-    moved = spectra.data[which] * (ey[:, :, None] * ex[:, None, :])
-    cross = moved * (total[0] - moved).conj() * make_weighting(spectra.fy, spectra.fx, weight, xp).values
+    values = make_weighting(spectra.fy, spectra.fx, weight, xp).values
     step = tuple(e / s for e, s in zip(spectra.extent, spectra.shape))
-    start, _ = correlate.window_maximum(cross, spectra.fy, spectra.fx, radius, step)
-    delta, _ = correlate.newton(cross, spectra.fy, spectra.fx, start, 1, reach=3 * max(step))
     found = np.array(shifts)
-    found[which] += delta
+    for part in _batches(len(which), spectra.data[0].nbytes, xp):
+        ey, ex = (phase[0][which[part]] for phase in phases)
+        moved = spectra.data[which[part]] * (ey[:, :, None] * ex[:, None, :])
+        cross = moved * (total[0] - moved).conj() * values
+        start, _ = correlate.window_maximum(cross, spectra.fy, spectra.fx, radius, step)
+        delta, _ = correlate.newton(cross, spectra.fy, spectra.fx, start, 1, reach=3 * max(step))
+        found[which[part]] += delta
     return found
+
+
+def _batches(count, each, xp):
+    """Slices of `count` cross-spectra of `each` bytes that are worked on together."""
+    together = max(1, (HOST_BYTES if xp is np else DEVICE_BYTES) // each)
+    return [slice(first, first + together) for first in range(0, count, together)]
 
 
 def frames_on_grid(spectra, limit):
     """Real images (n, my, mx) of the spectra up to `limit` in cycles per px, float32."""
+    images = array_module(spectra.data).empty((len(spectra.data), *spectra.shape_within(limit)), dtype=np.float32)
+    _fill(images, spectra)
+    return images
+
+
+def turned_into_images(spectra, limit):
+    """As :func:`frames_on_grid`, in the memory of the spectra, which are lost."""
+    data, shape = spectra.data, (len(spectra.data), *spectra.shape_within(limit))
+    used = shape[0] * shape[1] * shape[2]
+    # No image is larger than its spectrum: each is written over spectra that have been read.
+    _fill(data.reshape(-1).view(np.float32)[:used].reshape(shape), spectra)
+    if array_module(data) is np and data.flags.owndata:
+        data.resize(-(-used // 2), refcheck=False)  # the rest goes back to the system
+    return data.reshape(-1).view(np.float32)[:used].reshape(shape)
+
+
+def _fill(images, spectra):
+    """Transform the spectra back, those beyond the images' grid left out."""
     xp, fft = array_module(spectra.data), fft_module(spectra.data)
-    shape = spectra.shape_within(limit)
-    images = xp.empty((len(spectra.data), *shape), dtype=xp.float32)
+    shape = images.shape[1:]
     together = frames_at_a_time(shape, xp)
     for first in range(0, len(images), together):
         part = slice(first, first + together)
         images[part] = fft.irfft2(crop_half_plane(spectra.data[part], spectra.shape, shape), s=shape)
-    return images

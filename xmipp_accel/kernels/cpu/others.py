@@ -108,3 +108,13 @@ def correlation_moments(spectra, total, weights, columns, ey, ex, fy, fx):
     out = np.empty((n_sets, n, -(-ky // ROWS), N_MOMENTS))
     _moments(spectra, total, weights, columns, ey, ex, fy, fx, out)
     return out.sum(axis=2)
+
+
+@numba.njit(fastmath=True, cache=True)
+def ring_sums(values, rings, n_rings):
+    """Sums (n_rings,), float64, of `values` over int32 `rings` of the same shape (ky, kx)."""
+    out = np.zeros(n_rings)
+    for y in range(values.shape[0]):
+        for x in range(values.shape[1]):
+            out[rings[y, x]] += values[y, x]
+    return out
