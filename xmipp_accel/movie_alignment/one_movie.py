@@ -207,7 +207,8 @@ class OneMovie:
             # The reason of an alignment that is applied again may say so already.
             f"frames without contrast left out: {listed}": blank and f"left out: {listed}" not in motion.reason,
             f"frames that fit nowhere were placed between their neighbours: {lost}": bool(motion.lost),
-            self.gain_warning: True,
+            # A gain that is turned leaves a pattern.
+            self.gain_warning or motion.warning: True,
         }
         return "; ".join(reason for reason, applies in reasons.items() if reason and applies)
 
