@@ -137,3 +137,14 @@ def test_a_pattern_is_named_where_nothing_else_is_shared(tmp_path):
     result = process(write_movie(tmp_path, images), sampling_rate=1.0)
     assert result.status == "not aligned"
     assert "no signal" in result.reason and "stands still" in result.reason
+
+
+def test_what_fails_without_a_pattern_is_not_blamed_on_one(tmp_path):
+    """Its scene, which stands still, is in the unshifted sum, while the shifts are of noise."""
+    movie = Movie(
+        tmp_path, size=400, frames=24, sampling_rate=3.0, dose_per_frame=1 / 9, drift=0.0, local=0.0, seed=41,
+        gain_seed=41, dead_pixels=0, hot_pixels=0,
+    )  # fmt: skip
+    result = movie.align(max_shift=150.0)
+    assert result.status == "not aligned"
+    assert result.quality["fixed_pattern"] == 0 and "stands still" not in result.reason

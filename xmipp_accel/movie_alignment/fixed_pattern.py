@@ -46,11 +46,14 @@ class FixedPattern:
         In standard deviations of what noise gives; 0 where pattern and signal cannot be told apart.
     parts : ndarray, shape (n_rings + 1,)
         Part of the mean of the frames that has to be taken from each of them, over rings of frequency.
+    among_motion : bool
+        Whether it was told from a signal that moves; else the frames hardly move by the shifts given.
     """
 
     fraction: float
     significance: float
     parts: np.ndarray
+    among_motion: bool
 
     @property
     def harmful(self) -> bool:
@@ -95,10 +98,17 @@ def find_fixed_pattern(spectra, shifts):
     frequency = (np.arange(n_rings + 1) + 0.5) / (2 * n_rings)
     # Beyond the grid's edge rings are not complete.
     whole = (count > 0) & (frequency < min(s / e for s, e in zip(spectra.shape, spectra.extent)) / 2)
-    excess = [((total - power) / unit)[whole] for total in (still, aligned)]
-    fraction, error = _solve(excess[0], excess[1], coherence(shifts, frequency[whole]), count[whole], n)
+    still_excess, aligned_excess = (((total - power) / unit)[whole] for total in (still, aligned))
+    coherent, count = coherence(shifts, frequency[whole]), count[whole]
+    left = np.maximum(coherent * (n - 1) + 1, 0.0) / n
+    told = left < MOST_COHERENT
+    among_motion = int(told.sum()) >= LEAST_RINGS
+    if among_motion:
+        fraction, error = _beside_motion(still_excess, aligned_excess, coherent, left, told, count, n)
+    else:
+        fraction, error = _white(still_excess, count, n)
     share = np.divide(fraction * n * power, still, out=np.zeros_like(power), where=still > 0)
-    return FixedPattern(fraction, fraction / error, 1.0 - np.sqrt(1.0 - np.clip(share, 0.0, 1.0)))
+    return FixedPattern(fraction, fraction / error, 1.0 - np.sqrt(1.0 - np.clip(share, 0.0, 1.0)), among_motion)
 
 
 def remove_fixed_pattern(spectra, pattern):
@@ -120,19 +130,15 @@ def coherence(shifts, frequency):
     return np.array([j0(f * apart).mean() for f in frequency])
 
 
-def _solve(still, aligned, coherent, count, n):
-    """Fraction of the power that stands still, and its standard error; infinite where that cannot be told.
+def _beside_motion(still, aligned, coherent, left, told, count, n):
+    """Fraction of the power that stands still, and its standard error, from the rings that are `told`.
 
-    Excesses are in units of those of identical frames.
+    Excesses are in units of those of identical frames; `left` of the signal's power remains without alignment.
     """
     apart = np.maximum(1.0 - coherent**2, 1e-9)
     pattern = (still - coherent * aligned) / apart
     signal = np.convolve(np.maximum((aligned - coherent * still) / apart, 0.0), [0.25, 0.5, 0.25], "same")
-    left = np.maximum(coherent * (n - 1) + 1, 0.0) / n
     deviation = (1 + n * signal * left) / np.sqrt(n * (n - 1) * apart * count)
-    told = left < MOST_COHERENT
-    if told.sum() < LEAST_RINGS:
-        return _white(still, count, n)
     design = np.stack([np.ones_like(left), signal * left], axis=1)[told] / deviation[told, None]
     values = (pattern / deviation)[told]
     fit = np.linalg.lstsq(design, values, rcond=None)[0]
@@ -142,7 +148,10 @@ def _solve(still, aligned, coherent, count, n):
 
 
 def _white(still, count, n):
-    """As :func:`_solve` for frames that hardly move: a signal falls with frequency, what does not is a pattern."""
+    """The same for frames that hardly move: a signal falls with frequency, and what does not is a pattern.
+
+    The error is infinite if there is none.
+    """
     third = len(still) // 3
     if not third:
         return 0.0, np.inf

@@ -109,10 +109,15 @@ def _align_moving(spectra, sampling_rate, parameters):
     """Align whole frames by what moves in them: a pattern that stands still is taken out of the spectra."""
     arguments = sampling_rate, parameters.max_shift, parameters.max_resolution
     whole = align_whole_frames(spectra, *arguments)
-    pattern = find_fixed_pattern(spectra, whole.shifts)
+    failed = _failure(whole, parameters, sampling_rate)
+    # Shifts that cannot be trusted say nothing about what moves.
+    pattern = find_fixed_pattern(spectra, np.zeros_like(whole.shifts) if failed else whole.shifts)
     if pattern.harmful:
         remove_fixed_pattern(spectra, pattern)
-        whole = align_whole_frames(spectra, *arguments)
+        again = align_whole_frames(spectra, *arguments)
+        # Shifts found beside a pattern are better than none; those of nothing but the pattern are not.
+        if not (pattern.among_motion and _failure(again, parameters, sampling_rate)):
+            whole = again
     return whole, pattern
 
 
