@@ -107,7 +107,9 @@ class OneMovie:
         return first, last or highest
 
     def _prepare(self, raw):
-        gain, dark, bad = self.executor.references(tuple(raw.shape[1:]), self.is_eer)
+        shape = tuple(raw.shape[1:])
+        gain, dark, bad = self.executor.references(shape, self.is_eer)
+        self.polishing = self.executor.polishing_references(self.path, self.folder, gain, shape, self.is_eer)
         movie = PreparedMovie(raw, gain, dark)
         self._repair(movie, bad, non_finite_pixels(raw))
         blank = blank_frames(movie)
@@ -192,9 +194,8 @@ class OneMovie:
         )  # fmt: skip
         numbers |= quality.local_summary(result.field, result.shifts, shape, result.n_aligned)
         metadata.write_xmd(self.folder / outputs["xmd"], result, blank)
-        gain, defects = self.executor.reference_paths
         numbers["relion_model_rms"] = metadata.write_relion_star(
-            self.folder / outputs["star"], result, gain, defects, bad, self.is_eer
+            self.folder / outputs["star"], result, self.polishing[0], self.polishing[1], bad, self.is_eer
         )
         return result
 
