@@ -203,15 +203,15 @@ class OneMovie:
         wanted = max(self.parameters.last_frame, self.parameters.sum_last_frame)
         listed, lost = (", ".join(str(t + self.first) for t in frames) for frames in (blank, motion.lost))
         reasons = {
-            motion.reason: True,
             f"the movie has {self.n_frames} frames, not {wanted}": wanted > self.n_frames,
-            # The reason of an alignment that is applied again may say so already.
-            f"frames without contrast left out: {listed}": blank and f"left out: {listed}" not in motion.reason,
+            f"frames without contrast left out: {listed}": bool(blank),
             f"frames that fit nowhere were placed between their neighbours: {lost}": bool(motion.lost),
             # A gain that is turned leaves a pattern.
             self.gain_warning or motion.warning: True,
         }
-        return "; ".join(reason for reason, applies in reasons.items() if reason and applies)
+        # The reason of an alignment that is applied again may say so already.
+        new = [reason for reason, applies in reasons.items() if applies and reason not in motion.reason]
+        return "; ".join(filter(None, [motion.reason, *new]))
 
     def _write_images(self, images, sampling_rate):
         def write(key):
