@@ -49,11 +49,9 @@ def gain_for_polishing(given, applied, folder, movie, is_eer, parameters):
         known = given.suffix == ".gain" if multiplied else given.suffix in MRC_SUFFIXES
         if known and not turned:
             return given
-        applied = to_host(applied)
-        # Divided by, and defects are zero as well.
-        return _published(
-            np.divide(1, applied, out=np.zeros_like(applied), where=applied > 0), folder, "gain", ".mrc"
-        )
+        factors = to_host(applied)
+        response = np.divide(1, factors, out=np.zeros_like(factors), where=factors > 0)
+        return _published(response, folder, "gain", ".mrc")
     applied = to_host(applied)
     if _read_as(given, movie) and np.array_equal(read_image(given)[0], applied):
         return given
