@@ -18,7 +18,8 @@ FINEST_RESOLUTION = 3.0
 # In standard deviations of noise.
 DETECTION_LIMIT = 12.0
 LIMIT_FRACTION = 0.5
-# Cross-validated gain below which the field of view is taken to move as one.
+# Cross-validated gain below which the field of view is taken to move as one. Simulated movies without local motion
+# stay below 0.01, nearly all below 0; of those that have some, this loses nothing that shows in the field's error.
 LOCAL_GAIN = 0.02
 
 
