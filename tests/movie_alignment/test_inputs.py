@@ -55,7 +55,7 @@ def test_frames_are_summed_by_the_rows_of_a_file(still):
     np.testing.assert_allclose(result.exposures, [0.5, 0.5, 4.5, 4.5, 2, 2])
     with open_movie(still.path) as movie:
         total = movie.read().sum(axis=0)
-    assert output(still.path, result).mean() == pytest.approx(total.mean() / 6, rel=1e-4)
+    assert output(still.path, result).mean() == pytest.approx(total.mean() / 6, rel=1e-3)
     again = MovieAlignmentResult.from_json(still.path.parent / "out" / "movie.json")
     assert again.to_json() == result.to_json() and again.group_sizes == result.group_sizes
 
@@ -182,7 +182,9 @@ def test_dead_and_hot_pixels_do_not_change_the_shifts(clean, fraction, limit):
     difference -= difference.mean(axis=0)
     assert np.linalg.norm(difference, axis=1).max() < limit
     unrepaired = align(path, movie.gain, hot_pixel_sigma=0.0)
-    assert not unrepaired.shifts.any() or np.abs(unrepaired.shifts - expected.shifts).max() > 1.0
+    assert unrepaired.quality["fixed_pattern"] > 6
+    difference = unrepaired.shifts - expected.shifts
+    assert np.abs(difference - difference.mean(axis=0)).max() > limit
 
 
 # --- movies with little in them

@@ -9,7 +9,7 @@ from tests.movie_alignment.test_executor import Movie
 from tests.movie_alignment.test_metadata import example
 from xmipp_accel import cli
 from xmipp_accel.errors import InputFileError
-from xmipp_accel.io.images import read_image, read_stack, write_stack
+from xmipp_accel.io.images import read_image, read_stack, write_image, write_stack
 from xmipp_accel.movie_alignment import MovieAlignmentExecutor, MovieAlignmentParameters, MovieAlignmentResult
 from xmipp_accel.movie_alignment.metadata import write_xmd
 from xmipp_accel.movie_alignment.reapply import saved_motion
@@ -59,6 +59,19 @@ def test_other_outputs_from_the_same_alignment(small):
     np.testing.assert_array_equal(read_image(files["unweighted"])[0], expected)
     assert files["even"].exists()
     assert result.quality["detection"] == first.quality["detection"]
+
+
+def test_a_warning_about_the_gain_is_of_the_gain_that_is_used(small):
+    turned = small.folder / "turned.mrc"
+    write_image(turned, read_image(small.gain)[0][::-1], 1.5)
+    warnings = []
+    for gain, name in ((turned, "first"), (turned, "again"), (small.gain, "right")):
+        executor = MovieAlignmentExecutor(MovieAlignmentParameters(last_frame=9), gain=gain)
+        alignment = small.folder / "first" / "movie.json" if warnings else None
+        result = executor.process(small.path, small.folder / name, alignment=alignment)
+        warnings.append(result.reason.count("gain_flip"))
+        assert result.reason.count("not 9") == 1
+    assert warnings == [1, 1, 0]
 
 
 def test_an_alignment_of_part_of_the_frames(small):

@@ -15,6 +15,7 @@ from xmipp_accel.io.frame_groups import read_frame_groups
 from xmipp_accel.io.gains import divides, read_dark, read_defects, read_gain
 from xmipp_accel.movie_alignment.gain_check import GainCheck, check_gain
 from xmipp_accel.movie_alignment.one_movie import OneMovie
+from xmipp_accel.movie_alignment.polishing import defects_for_polishing, gain_for_polishing
 from xmipp_accel.movie_alignment.prepare import BadPixels
 from xmipp_accel.movie_alignment.workers import Workers
 
@@ -52,8 +53,9 @@ class MovieAlignmentExecutor:
         self._gain, self._dark, self._defects = gain, dark, defects
         self.frame_groups = read_frame_groups(frame_groups) if frame_groups else None
         self._references = {}
+        self._polishing: dict[tuple, tuple[str, str]] = {}
         self._gain_check: GainCheck | None = None
-        self._lock = threading.Lock()  # of these two
+        self._lock = threading.Lock()  # of these three
 
     def process(self, movie_path, output_folder, name=None, progress=None, alignment=None):
         """Align one movie and write its outputs.
@@ -63,7 +65,8 @@ class MovieAlignmentExecutor:
         ``<name>_DW_EVN.mrc`` and ``<name>_DW_ODD.mrc`` of these with dose weighting, ``<name>_initial.mrc`` of the
         frames before alignment. Further the corrected frames as ``<name>_aligned.mrcs``, power spectra as
         ``<name>_psd.mrc`` and, before alignment, ``<name>_psd_initial.mrc``, the motion as ``<name>.xmd`` (Xmipp)
-        and ``<name>.star`` (RELION), and ``<name>.json``, last of all.
+        and ``<name>.star`` (RELION), and ``<name>.json``, last of all. The gain or the defects that RELION would
+        not read as they were used here are written as ``gain_applied_<digest>`` and ``defects_applied_<digest>``.
 
         Parameters
         ----------
@@ -119,6 +122,23 @@ class MovieAlignmentExecutor:
             return gain, dark, BadPixels(bad)
         except ProcessingError as error:
             raise ProcessingError(f"{' and '.join(filter(None, self.reference_paths))}: {error}") from error
+
+    def polishing_references(self, movie_path, folder, gain, shape, is_eer):
+        """Paths of the gain (as :meth:`references` gave it) and the defects for RELION, empty where there is none.
+
+        They are made when the first movie of a kind asks for them, on the thread that computes.
+        """
+        kind = str(folder), Path(movie_path).suffix, shape, is_eer
+        with self._lock:
+            if kind not in self._polishing:
+                names = ["", ""]
+                if self._gain:
+                    path = gain_for_polishing(self._gain, gain, folder, movie_path, is_eer, self.parameters)
+                    names[0] = str(path)
+                if self._defects:
+                    names[1] = str(defects_for_polishing(self._defects, shape, folder, movie_path))
+                self._polishing[kind] = names[0], names[1]
+            return self._polishing[kind]
 
     def check_gain(self, movie, frames, is_eer):
         """Compare the gain with the raw frames of the first movie, and of others until one is certain.

@@ -42,6 +42,7 @@ FEATURELESS = 1e-4
 PRESENT = 0.5
 # Standard errors. With the scatter of 64 blocks, chance exceeds this once in 10 million gains.
 SIGNIFICANT = 6.0
+WARNING = "the raw frames fit the gain better with"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,7 +87,7 @@ class GainCheck:
             return ""
         mode = "divide" if bool(divided) != self.inverse else "multiply"
         return (
-            f"the raw frames fit the gain better with gain_rotation {self.rotation}, gain_flip {self.flip} and"
+            f"{WARNING} gain_rotation {self.rotation}, gain_flip {self.flip} and"
             f" gain_mode {mode} (score {self.best_score:.3f} instead of {self.score:.3f})"
         )
 

@@ -189,7 +189,7 @@ def write_relion_star(path, result, gain="", defects="", bad_pixels=(), is_eer=F
     path : path
     result : MovieAlignmentResult
     gain, defects : str
-        Paths, if any.
+        Paths, if any, of what RELION can use as it is; see `xmipp_accel.movie_alignment.polishing`.
     bad_pixels : sequence of (y, x)
         Written as hot pixels.
     is_eer : bool

@@ -109,7 +109,9 @@ class OneMovie:
         return first, last or highest
 
     def _prepare(self, raw):
-        gain, dark, bad = self.executor.references(tuple(raw.shape[1:]), self.is_eer)
+        shape = tuple(raw.shape[1:])
+        gain, dark, bad = self.executor.references(shape, self.is_eer)
+        self.polishing = self.executor.polishing_references(self.path, self.folder, gain, shape, self.is_eer)
         movie = PreparedMovie(raw, gain, dark, bad if self.parameters.repair_bad_pixels else None)
         self._repair(movie, non_finite_pixels(raw))
         blank = blank_frames(movie)
@@ -194,9 +196,8 @@ class OneMovie:
         )  # fmt: skip
         numbers |= quality.local_summary(result.field, result.shifts, shape, result.n_aligned)
         metadata.write_xmd(self.folder / outputs["xmd"], result, blank)
-        gain, defects = self.executor.reference_paths
         numbers["relion_model_rms"] = metadata.write_relion_star(
-            self.folder / outputs["star"], result, gain, defects, bad, self.is_eer
+            self.folder / outputs["star"], result, self.polishing[0], self.polishing[1], bad, self.is_eer
         )
         return result
 
@@ -204,14 +205,15 @@ class OneMovie:
         wanted = max(self.parameters.last_frame, self.parameters.sum_last_frame)
         listed, lost = (", ".join(str(t + self.first) for t in frames) for frames in (blank, motion.lost))
         reasons = {
-            motion.reason: True,
             f"the movie has {self.n_frames} frames, not {wanted}": wanted > self.n_frames,
-            # The reason of an alignment that is applied again may say so already.
-            f"frames without contrast left out: {listed}": blank and f"left out: {listed}" not in motion.reason,
+            f"frames without contrast left out: {listed}": bool(blank),
             f"frames that fit nowhere were placed between their neighbours: {lost}": bool(motion.lost),
-            self.gain_warning: True,
+            # A gain that is turned leaves a pattern.
+            self.gain_warning or motion.warning: True,
         }
-        return "; ".join(reason for reason, applies in reasons.items() if reason and applies)
+        # The reason of an alignment that is applied again may say so already.
+        new = [reason for reason, applies in reasons.items() if applies and reason not in motion.reason]
+        return "; ".join(filter(None, [motion.reason, *new]))
 
     def _write_images(self, images, sampling_rate):
         def write(key):

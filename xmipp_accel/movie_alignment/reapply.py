@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from xmipp_accel.errors import InputFileError
+from xmipp_accel.movie_alignment import gain_check
 from xmipp_accel.movie_alignment.metadata import read_xmd
 from xmipp_accel.movie_alignment.motion import Motion
 from xmipp_accel.movie_alignment.result import GLOBAL, LOCAL, MovieAlignmentResult
@@ -58,8 +59,10 @@ def _describe(movie):
 def _from_json(path):
     result = MovieAlignmentResult.from_json(str(path))
     reference = result.reference_frame - result.first_frame
+    # The gain is another matter now, and is checked anew.
+    reason = "; ".join(r for r in result.reason.split("; ") if not r.startswith(gain_check.WARNING))
     motion = Motion(
-        result.status, result.reason, result.shifts, result.shift_errors, result.control_points,
+        result.status, reason, result.shifts, result.shift_errors, result.control_points,
         result.quality, reference,
     )  # fmt: skip
     last = result.first_frame + result.n_aligned
