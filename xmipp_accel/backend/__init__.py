@@ -1,6 +1,14 @@
 """The only place that tells NumPy from CuPy."""
 
-from xmipp_accel.backend.arrays import array_module, fft_module, free_bytes, good_fft_size, solve_positive, to_host
+from xmipp_accel.backend.arrays import (
+    array_module,
+    fft_module,
+    free_bytes,
+    good_fft_size,
+    on_all_cores,
+    solve_positive,
+    to_host,
+)
 from xmipp_accel.backend.devices import CPU, Device, resolve_device
 from xmipp_accel.backend.kernels import cuda_kernel
 
@@ -12,6 +20,7 @@ __all__ = [
     "fft_module",
     "free_bytes",
     "good_fft_size",
+    "on_all_cores",
     "resolve_device",
     "solve_positive",
     "to_host",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import scipy.fft
@@ -63,15 +64,28 @@ def fft_module(*arrays):
     return cupyx.scipy.fft
 
 
+def on_all_cores(function, items):
+    """Results of `function`, which should do without Python's lock for most of the time, for all `items`."""
+    items = list(items)
+    workers = min(cpu_count(), len(items))
+    if workers < 2:
+        return [function(item) for item in items]
+    with ThreadPoolExecutor(workers) as pool:
+        return list(pool.map(function, items))
+
+
 def solve_positive(matrices, right):
     """Solutions (..., n) of systems with symmetric positive definite `matrices` (..., n, n), in float64."""
     if array_module(matrices) is np:
         shape = np.broadcast_shapes(matrices.shape[:-1], right.shape)
         out = np.empty(shape)
-        for index in np.ndindex(shape[:-1]):
+
+        def solve(index):
             _, out[index], info = dposv(matrices[index], right[index])
             if info:
                 raise np.linalg.LinAlgError(f"leading minor {info} of a matrix is not positive")
+
+        on_all_cores(solve, np.ndindex(shape[:-1]))
         return out
     import cupyx.lapack
 

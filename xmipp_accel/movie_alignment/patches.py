@@ -6,8 +6,16 @@ import dataclasses
 from typing import Any
 
 import numpy as np
+import scipy.fft
 
-from xmipp_accel.backend import array_module, cuda_kernel, fft_module, free_bytes, good_fft_size
+from xmipp_accel.backend import (
+    array_module,
+    cuda_kernel,
+    fft_module,
+    free_bytes,
+    good_fft_size,
+    on_all_cores,
+)
 from xmipp_accel.movie_alignment.others import (
     N_MOMENTS,
     aligned_sum,
@@ -157,7 +165,16 @@ class PatchStack:
 
     def _transforms(self, places):
         patches = _cut(self.images, self._starts[places], _window(self.grid.size))
-        return fft_module(patches).rfft2(patches)
+        if array_module(patches) is not np:
+            return fft_module(patches).rfft2(patches)
+        size = self.grid.size
+        spectra = np.empty((*patches.shape[:2], size, size // 2 + 1), dtype=np.complex64)
+
+        def transform(place):  # its frames stay in the core's own cache
+            spectra[place] = scipy.fft.rfft2(patches[place])
+
+        on_all_cores(transform, range(len(places)))
+        return spectra
 
 
 def measure_patches(stack, field, groups, weight, reach):

@@ -122,9 +122,16 @@ def gaussian(radius, resolution, sampling_rate):
 def moving_phases(shifts, fy, fx, xp):
     """Phases (..., ky) and (..., kx), complex64, that translate by `shifts` (..., 2), in px."""
     shifts, fy, fx = (xp.asarray(values, dtype=xp.float64) for values in (shifts, fy, fx))
-    return tuple(
-        xp.exp(-2j * np.pi * turn).astype(xp.complex64) for turn in (shifts[..., :1] * fy, shifts[..., 1:] * fx)
-    )
+    return _phases(shifts[..., :1] * fy), _phases(shifts[..., 1:] * fx)
+
+
+def _phases(turns):
+    """``exp(-2 pi i turns)``, complex64."""
+    xp = array_module(turns)
+    angle = (2 * np.pi * (turns - xp.rint(turns))).astype(xp.float32)
+    phases = xp.empty(turns.shape, dtype=xp.complex64)
+    phases.real, phases.imag = xp.cos(angle), -xp.sin(angle)
+    return phases
 
 
 class SignalSpectrum:
