@@ -1,4 +1,9 @@
-"""Movies of all formats through one interface."""
+"""Movies of all formats through one interface.
+
+Row 0 of a frame is the bottom one. MRC files begin with it; TIFF files end with it, so that their rows are turned
+over, as RELION and IMOD do it. EER frames stay as they are stored, and so do the ``.gain`` files that belong to
+them, although both are TIFF files: again as in RELION.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +21,8 @@ from xmipp_accel.io.frame_groups import equal_groups
 from xmipp_accel.io.ifd import DirectoryReader
 
 MRC_SUFFIXES = (".mrc", ".mrcs", ".map", ".st", ".ali")
-TIFF_SUFFIXES = (".tif", ".tiff", ".gain", ".eer")
+GAIN_SUFFIX = ".gain"
+TIFF_SUFFIXES = (".tif", ".tiff", GAIN_SUFFIX, ".eer")
 
 
 class MovieReader:
@@ -127,7 +133,8 @@ def open_movie(path, eer_frames=40, eer_upsampling=1, groups=None) -> MovieReade
         divide = groups.sizes if groups else functools.partial(equal_groups, eer_frames)
         header = eer.read_header(directories, divide, eer_upsampling)
         return _reader(header, _read_eer, group_sizes=header.sizes, is_eer=True)
-    return _summed(_reader(tiff.check_header(directories), _read_tiff), groups)
+    read = _read_as_stored if suffix == GAIN_SUFFIX else _read_tiff
+    return _summed(_reader(tiff.check_header(directories), read), groups)
 
 
 def _reader(header, read, **properties):
@@ -169,8 +176,14 @@ def _read_mrc(header, first, last, out):
     return mrc.read_sections(header, first, last, out)
 
 
-def _read_tiff(header, first, last, out):
+def _read_as_stored(header, first, last, out):
     return tiff.read_page_list(header, range(first, last), out=out)
+
+
+def _read_tiff(header, first, last, out):
+    result = np.empty((last - first, *header.shape[1:]), header.dtype) if out is None else out
+    tiff.read_page_list(header, range(first, last), out=result[:, ::-1])
+    return result
 
 
 def _read_eer(header, first, last, out):

@@ -1,7 +1,8 @@
 """TIFF and BigTIFF stacks of one sample a pixel, in strips, uncompressed or LZW, deflate, zstd or PackBits.
 
 The directories are read by `ifd`; imagecodecs only unpacks strips, each of which must give exactly its pixels.
-Row 0 of an array is the first row stored, as for MRC.
+Row 0 of an array is the first row stored, which TIFF means to be the top one. Movies are read the other way round,
+see `io.movies`.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import numpy as np
 
 from xmipp_accel.backend.arrays import cpu_count
 from xmipp_accel.errors import InputFileError, ParameterError
-from xmipp_accel.io.files import open_input, read_bytes, read_into
+from xmipp_accel.io.files import open_input, read_bytes
 from xmipp_accel.io.ifd import STRIP_BYTE_COUNTS, STRIP_OFFSETS, Directory, DirectoryReader
 from xmipp_accel.io.publish import atomic_path
 
@@ -163,7 +164,7 @@ def read_page_list(header: TiffHeader, indices, workers=None, out=None) -> np.nd
     workers : int, optional
         Threads, each of which decodes whole pages; as many as there are cores by default.
     out : (n, rows, columns) array of `header.dtype`, optional
-        Where to put the pixels, C-contiguous.
+        Where to put the pixels; any view, such as one with its rows in reverse.
 
     Returns
     -------
@@ -202,26 +203,21 @@ def _strip_decoder(path, compression):
 
 
 def _decode_page(header, file, decode, index, page):
-    """Fill `page` (rows, columns), which is C-contiguous."""
+    """Fill `page` (rows, columns)."""
     offsets, counts = header.strips[index]
     start = 0
     for strip, (offset, count) in enumerate(zip(offsets, counts)):
         rows = page[start : start + _strip_rows(header.format, strip)]
         start += len(rows)
-        if decode is None:
-            read_into(header.path, file, offset, rows)
-            continue
-        packed = read_bytes(header.path, file, offset, count)
-        rows.reshape(-1).view(np.uint8)[:] = _unpack(
-            header, decode, packed, rows.nbytes, f"strip {strip} of page {index}"
-        )
-    if header.format.dtype != header.dtype:
-        page.byteswap(inplace=True)
+        content = read_bytes(header.path, file, offset, count)
+        if decode is not None:
+            content = _unpack(header, decode, content, rows.nbytes, f"strip {strip} of page {index}")
+        rows[:] = np.frombuffer(content, header.format.dtype).reshape(rows.shape)
     if header.format.predictor == 2:
         np.cumsum(page, axis=1, dtype=page.dtype, out=page)
 
 
-def _unpack(header, decode, packed, size, name) -> np.ndarray:
+def _unpack(header, decode, packed, size, name) -> bytes:
     # An LZW stream begins with the clear code; a strip that does not is at a wrong place.
     if header.format.compression == 5 and (len(packed) < 2 or packed[0] != 0x80 or packed[1] & 0x80):
         raise InputFileError(header.path, f"{name} to begin with an LZW clear code", packed[:2].hex())
@@ -232,7 +228,7 @@ def _unpack(header, decode, packed, size, name) -> np.ndarray:
         raise InputFileError(header.path, f"{name} to unpack to {size} bytes", f"{error}") from error
     if len(content) != size:
         raise InputFileError(header.path, f"{name} to unpack to {size} bytes", f"{len(content)} or more")
-    return np.frombuffer(content, np.uint8)
+    return content
 
 
 def write_tiff(path, array, sampling_rate, compression=None):
@@ -242,6 +238,7 @@ def write_tiff(path, array, sampling_rate, compression=None):
     ----------
     path : str or os.PathLike
     array : (n, rows, columns) array
+        Row 0 is stored first; for movies that must be the last one.
     sampling_rate : float
         A/px; 0 if unknown.
     compression : {None, "lzw", "zlib", "zstd"}
