@@ -50,8 +50,24 @@ def test_horizontal_differences(movie, dtype, order):
 @pytest.mark.parametrize("workers", [1, 2, 7])
 def test_any_number_of_threads_gives_the_same(movie, workers):
     array = counts((9, 33, 31))
-    header = tiff.read_header(movie(array, compression="lzw"))
+    header = tiff.read_header(movie(array, compression="lzw", rowsperstrip=5))
     np.testing.assert_array_equal(tiff.read_page_list(header, [8, 0, 3, 3], workers=workers), array[[8, 0, 3, 3]])
+
+
+def test_strips_may_stand_far_from_each_other(movie):
+    array = counts((3, 16, 17))
+    path = movie(array, rowsperstrip=8)
+    with tifffile.TiffFile(path) as file:
+        tags = [page.tags["StripOffsets"] for page in (file.pages[0], file.pages[2])]
+        places, second = [tag.valueoffset + 4 for tag in tags], [tag.value[1] for tag in tags]
+    raw = bytearray(path.read_bytes())
+    size = 8 * 17
+    contents = [raw[place : place + size] for place in second]
+    for place, offset, start, content in zip(places, second[::-1], second, contents[::-1]):
+        raw[place : place + 4] = struct.pack("<I", offset)
+        raw[start : start + size] = content
+    path.write_bytes(raw)
+    np.testing.assert_array_equal(open_movie(path).read(), array[:, ::-1])
 
 
 @pytest.mark.parametrize("unit, expected", [("CENTIMETER", 1.23), ("INCH", 0), ("NONE", 0)])
