@@ -5,7 +5,7 @@ import pytest
 
 from tests.io.samples import electron_events, electron_sum
 from xmipp_accel.backend import to_host
-from xmipp_accel.io.eer import Coding, add_electrons
+from xmipp_accel.io.electrons import Coding, add_electrons
 from xmipp_accel.kernels.reference import eer as oracle
 
 SENSOR = (16, 17)
@@ -79,6 +79,18 @@ def test_electrons_of_many_camera_frames_add_up_in_their_frames(device, coding, 
     for k in (0, 2):
         expected = electron_sum([f for f, target in zip(frames, targets) if target == k], (7, 37))
         np.testing.assert_array_equal(found[k], expected)
+
+
+@pytest.mark.parametrize("upsampling", [1, 2])
+@pytest.mark.parametrize("coding", CODINGS[:2])
+def test_frames_larger_than_a_cpus_cache(device, coding, upsampling):
+    """The CPU decodes them band by band: three of them, and twelve with upsampling."""
+    shape = 701, 1097
+    frames = _events(2, 0.02, shape, coding)
+    streams = [oracle.encode_frame(events, *shape, *coding) for events in frames]
+    found, electrons = _decode(device, streams, shape, coding, upsampling)
+    assert electrons == [len(events) for events in frames]
+    np.testing.assert_array_equal(found[0], electron_sum(frames, shape, upsampling))
 
 
 @pytest.mark.parametrize("upsampling", [1, 2])

@@ -8,35 +8,20 @@ from __future__ import annotations
 
 import concurrent.futures
 import dataclasses
-import functools
 import math
 from pathlib import Path
 
 import numpy as np
 
-from xmipp_accel.backend import array_module, cuda_kernel, to_host
 from xmipp_accel.backend.arrays import cpu_count
 from xmipp_accel.errors import InputFileError, ParameterError
-from xmipp_accel.io.files import open_input, read_into
+from xmipp_accel.io.electrons import Coding, Streams
+from xmipp_accel.io.files import open_input
 from xmipp_accel.io.ifd import STRIP_BYTE_COUNTS, STRIP_OFFSETS, Directory, DirectoryReader
 from xmipp_accel.io.tiff import page_format, sampling_rate
-from xmipp_accel.kernels.reference.eer import TOO_SHORT
 
 COMPRESSIONS = (65000, 65001, 65002)
-WARP = 32
 _LARGEST_SENSOR = 1 << 15
-
-
-@dataclasses.dataclass(frozen=True)
-class Coding:
-    """Sensor size in px and widths of the codes in bits, the same for all frames of a file."""
-
-    rows: int
-    columns: int
-    position_bits: int
-    x_bits: int
-    y_bits: int
-    wide: bool
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,24 +134,23 @@ def read_frames(header: EerHeader, first, last, workers=None, out=None) -> np.nd
     """
     result = np.empty((last - first, *header.shape[1:]), header.dtype) if out is None else out
     workers = max(1, min(last - first, workers or cpu_count()))
+    frames = iter(list(zip(range(first, last), result)))
     with open_input(header.path) as (file, _size), concurrent.futures.ThreadPoolExecutor(workers) as pool:
-        tasks = [
-            pool.submit(_sum_group, header, file, frame, target)
-            for frame, target in zip(range(first, last), result)
-        ]
-        for task in tasks:
+        for task in [pool.submit(_sum_groups, header, file, frames) for _ in range(workers)]:
             task.result()
     return result
 
 
-def _sum_group(header, file, frame, target):
-    target[:] = 0
-    numbers = _camera_frames(header, frame, frame + 1)
-    words = np.empty(max(_words(header, number) for number in numbers), np.uint32)
-    for number in numbers:
-        bits = _read_stream(header, file, number, words)
-        electrons = add_electrons(header.coding, header.upsampling, words, [0], [bits], [0], target[None])
-        _check_frame(header, number, electrons[0])
+def _sum_groups(header, file, frames):
+    """Decode what is left of `frames`, which other threads take from as well."""
+    words = np.empty(0, np.uint32)
+    for frame, target in frames:
+        streams = Streams(header, frame, frame + 1)
+        words = words if len(words) >= streams.words else np.empty(streams.words, np.uint32)
+        for k in range(len(streams.numbers)):
+            streams.read(file, k, words)
+        target[:] = 0
+        streams.add_electrons(words, target[None])
 
 
 def read_frames_to(header: EerHeader, device, first, last):
@@ -178,82 +162,16 @@ def read_frames_to(header: EerHeader, device, first, last):
     """
     if device.kind == "cpu":
         return read_frames(header, first, last)
-    numbers = _camera_frames(header, first, last)
-    ends = np.cumsum([_words(header, number) for number in numbers])
-    starts = np.concatenate([[0], ends[:-1]])
-    words = device.host_buffer((int(ends[-1]),), np.uint32)
+    streams = Streams(header, first, last)
+    words = device.host_buffer((streams.words,), np.uint32)
     with open_input(header.path) as (file, _size), concurrent.futures.ThreadPoolExecutor(cpu_count()) as pool:
-        parts = [words[start:end] for start, end in zip(starts, ends)]
-        bits = list(pool.map(functools.partial(_read_stream, header, file), numbers, parts))
+        for task in [pool.submit(streams.read, file, k, words) for k in range(len(streams.numbers))]:
+            task.result()
     words = device.upload(words)
-    targets = np.repeat(np.arange(last - first), header.sizes[first:last])
     shape = last - first, *header.shape[1:]
     with device.activate():
         # The GPU adds to words of four bytes.
         memory = device.xp.zeros(-(-math.prod(shape) * header.dtype.itemsize // 4), np.uint32)
         counts = memory.view(header.dtype)[: math.prod(shape)].reshape(shape)
-        electrons = add_electrons(header.coding, header.upsampling, words, starts, bits, targets, counts)
-    for number, found in zip(numbers, electrons):
-        _check_frame(header, number, found)
+        streams.add_electrons(words, counts)
     return counts
-
-
-def _camera_frames(header, first, last):
-    return range(sum(header.sizes[:first]), sum(header.sizes[:last]))
-
-
-def _words(header, number):
-    """32-bit words for a stream and the zeros that must follow it."""
-    return sum(header.strips[number][1]) // 4 + 2
-
-
-def _read_stream(header, file, number, words):
-    """Put the stream of a camera frame first in `words`, zeros behind it; returns its length in bits."""
-    content, end = words.view(np.uint8), 0
-    for offset, count in zip(*header.strips[number]):
-        read_into(header.path, file, offset, content[end : end + count])
-        end += count
-    content[end : 4 * _words(header, number)] = 0
-    return 8 * end
-
-
-def _check_frame(header, number, electrons):
-    if electrons < 0:
-        found = "its end before the last pixel" if electrons == TOO_SHORT else "electrons beyond the last pixel"
-        raise InputFileError(header.path, f"a complete camera frame {number}", found)
-
-
-def add_electrons(coding: Coding, upsampling, words, starts, bits, targets, counts) -> np.ndarray:
-    """Add the electrons of camera frames to the frames of a movie, on the device of `words`.
-
-    Parameters
-    ----------
-    coding : Coding
-    upsampling : {1, 2}
-    words : (m,) uint32 array
-        Streams. Each begins with a word and has two more than it fills; behind it are zeros.
-    starts, bits : (n,) sequences of int
-        First word of each stream, and its length.
-    targets : (n,) sequence of int
-        Frame of the movie that each belongs to.
-    counts : (k, rows * upsampling, columns * upsampling) uint8 or uint16 array
-        C-contiguous, wide enough for one electron of each camera frame, in memory of whole 4-byte words.
-
-    Returns
-    -------
-    (n,) int32 NumPy array
-        Numbers of electrons, or what is wrong: see `kernels.reference.eer`.
-    """
-    xp = array_module(words)
-    streams = words, xp.asarray(starts, np.int64), xp.asarray(bits, np.int64), xp.asarray(targets, np.int32)
-    widths = coding.position_bits, coding.x_bits, coding.y_bits
-    sizes = coding.rows, coding.columns, *widths, coding.wide, upsampling
-    electrons = xp.empty(len(starts), np.int32)
-    if xp is np:
-        from xmipp_accel.kernels.cpu.eer import decode_frames
-
-        decode_frames(*streams, *sizes, counts, electrons)
-        return electrons
-    kernel = cuda_kernel("eer", f"decode_frames<unsigned {'char' if counts.dtype == np.uint8 else 'short'}>")
-    kernel((len(starts),), (WARP,), (*streams, *(np.int32(size) for size in sizes), counts, electrons))
-    return to_host(electrons)

@@ -16,6 +16,8 @@ import numpy as np
 
 from xmipp_accel.kernels.reference.eer import TOO_LONG, TOO_SHORT
 
+BAND_BYTES = 1 << 18
+
 
 @numba.njit(nogil=True, cache=True)
 def decode_frames(
@@ -43,28 +45,45 @@ def decode_frames(
     electrons : (n,) int32 array
         Is filled with numbers of electrons, or with `TOO_SHORT` or `TOO_LONG`, when the counts are of no use.
     """
+    pixels = np.int64(rows) * np.int64(columns)
+    state = np.zeros((len(starts), 3), np.int64)
+    # All camera frames go through the same rows, as many as the cache holds, before any goes on to the next.
+    band = columns * max(1, BAND_BYTES // (columns * upsampling * upsampling * counts.itemsize))
+    for first in range(0, pixels, band):
+        stop = min(first + band, pixels)
+        for k in range(len(starts)):
+            out = counts[targets[k]].reshape(-1)
+            _advance(
+                words, starts[k], bits[k], stop, pixels, columns, position_bits, x_bits, y_bits, wide, upsampling,
+                state[k], out,
+            )  # fmt: skip
     for k in range(len(starts)):
-        out = counts[targets[k]].reshape(-1)
-        electrons[k] = _decode(
-            words, starts[k], bits[k], rows, columns, position_bits, x_bits, y_bits, wide, upsampling, out
-        )
+        position, place, found = state[k]
+        electrons[k] = TOO_SHORT if position > bits[k] else TOO_LONG if place > pixels else found
 
 
 @numba.njit(nogil=True, cache=True)
-def _decode(words, start, bits, rows, columns, position_bits, x_bits, y_bits, wide, upsampling, out):
+def _advance(
+    words, start, bits, stop, pixels, columns, position_bits, x_bits, y_bits, wide, upsampling, state, out
+):
+    """Decode until pixel `stop` or beyond; `state` is the place in the stream, the pixel, and electrons so far."""
     full = np.uint64((1 << position_bits) - 1)
     electron_bits = np.uint64(position_bits + x_bits + y_bits)
     skip_bits = electron_bits if wide else np.uint64(position_bits)
     x_shift, y_shift = np.uint64(position_bits + x_bits - 1), np.uint64(position_bits + x_bits + y_bits - 1)
-    pixels = np.int64(rows) * np.int64(columns)
+    position, place, electrons = state
     end = start + bits // 32 + 2
-    word = start
+    word = start + position // 32
     buffer, held = np.uint64(0), np.uint64(0)
-    place, row_end, electrons = np.int64(0), np.int64(columns), np.int64(0)
-    while place != pixels:
+    if position % 32:
+        buffer, held = np.uint64(words[word]) >> np.uint64(position % 32), np.uint64(32 - position % 32)
+        word += 1
+    row_end = (place // columns + 1) * columns
+    while place < stop:
         if held < np.uint64(32):
             if word == end:
-                return TOO_SHORT
+                place = pixels
+                break
             buffer |= np.uint64(words[word]) << held
             held += np.uint64(32)
             word += 1
@@ -88,6 +107,4 @@ def _decode(words, start, bits, rows, columns, position_bits, x_bits, y_bits, wi
         used = electron_bits if is_electron else skip_bits
         buffer >>= used
         held -= used
-    if 32 * (word - start) - np.int64(held) > bits:
-        return TOO_SHORT
-    return TOO_LONG if place > pixels else electrons
+    state[0], state[1], state[2] = 32 * (word - start) - np.int64(held), place, electrons
