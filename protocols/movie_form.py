@@ -73,8 +73,8 @@ def define(form):
         params.FileParam,
         allowsNull=True,
         label="Camera defects",
-        help="A list of defective rectangles, x y width height on each line, or an image that is 1 where the "
-        "detector is defective.",
+        help="A list of defective rectangles, x y width height on each line, in px from 0 and with rows from the "
+        "bottom one (a TIFF movie's last), or an image that is 1 where the detector is defective.",
     )
     form.addParam(
         "fmIntFile",

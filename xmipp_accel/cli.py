@@ -67,7 +67,12 @@ def _add_movies(commands):
     parser.add_argument("movies", nargs="+", type=Path, help="movies in MRC, TIFF or EER")
     parser.add_argument("--gain", type=Path, help="gain reference in MRC or TIFF")
     parser.add_argument("--dark", type=Path, help="dark reference in MRC or TIFF")
-    parser.add_argument("--defects", type=Path, help="text file of 'x y width height' lines, or a map of 0 and 1")
+    parser.add_argument(
+        "--defects",
+        type=Path,
+        help="text file of 'x y width height' lines, px from 0 and rows from the bottom one (a TIFF movie's last),"
+        " or a map of 0 and 1",
+    )
     parser.add_argument(
         "--apply-alignment",
         type=Path,

@@ -87,7 +87,7 @@ def test_frames_are_summed_without_overflow(tmp_path, groups, name, dtype):
     if path.suffix == ".mrc":
         path.write_bytes(mrc_bytes(array, {"i1": 0, "u2": 6, "f4": 2}[dtype.str[1:]]))
     else:
-        write_tiff(path, array, 1.5, "lzw")
+        write_tiff(path, array[:, ::-1], 1.5, "lzw")
     bounds = [0, 2, 4, 7, 10]
     expected = np.add.reduceat(array[:10].astype(np.float64), bounds[:-1], axis=0)
     with open_movie(path, groups=groups("4 2\n3 3")) as movie:

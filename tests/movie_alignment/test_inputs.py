@@ -256,7 +256,7 @@ def packed(path, counts):
 def tiff(compression, dtype, big=False):
     def write(path, counts):
         options = dict(compression=compression, photometric="minisblack", metadata=None, bigtiff=big)
-        tifffile.imwrite(path, counts.astype(dtype), **options)
+        tifffile.imwrite(path, counts[:, ::-1].astype(dtype), **options)
 
     return "movie.tif", write
 

@@ -30,7 +30,7 @@ data_movies
 loop_
 _rlnMicrographMovieName #1
 _rlnOpticsGroup #2
-Movies/movie.mrcs 1
+{} 1
 
 """
 
@@ -74,7 +74,7 @@ def test_relion_takes_our_alignment_for_its_own(aligned, tmp_path):
     """Started on a folder where all is done, it reads our file with its model of the motion, and sums up."""
     program = relion("relion_run_motioncorr")
     movie, result = aligned
-    (tmp_path / "movies.star").write_text(MOVIES)
+    (tmp_path / "movies.star").write_text(MOVIES.format("Movies/movie.mrcs"))
     shutil.copytree(movie.out, tmp_path / "out" / "Movies")
     options = "--i movies.star --o out/ --use_own --only_do_unfinished --dose_per_frame 1.0".split()
     done = subprocess.run([program, *options], cwd=tmp_path, capture_output=True, text=True, timeout=60)

@@ -8,30 +8,20 @@ from __future__ import annotations
 
 import concurrent.futures
 import dataclasses
+import math
 from pathlib import Path
 
 import numpy as np
 
 from xmipp_accel.backend.arrays import cpu_count
 from xmipp_accel.errors import InputFileError, ParameterError
-from xmipp_accel.io.files import open_input, read_bytes
+from xmipp_accel.io.electrons import Coding, Streams
+from xmipp_accel.io.files import open_input
 from xmipp_accel.io.ifd import STRIP_BYTE_COUNTS, STRIP_OFFSETS, Directory, DirectoryReader
 from xmipp_accel.io.tiff import page_format, sampling_rate
 
 COMPRESSIONS = (65000, 65001, 65002)
 _LARGEST_SENSOR = 1 << 15
-
-
-@dataclasses.dataclass(frozen=True)
-class Coding:
-    """Sensor size in px and widths of the codes in bits, the same for all frames of a file."""
-
-    rows: int
-    columns: int
-    position_bits: int
-    x_bits: int
-    y_bits: int
-    wide: bool
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,31 +134,44 @@ def read_frames(header: EerHeader, first, last, workers=None, out=None) -> np.nd
     """
     result = np.empty((last - first, *header.shape[1:]), header.dtype) if out is None else out
     workers = max(1, min(last - first, workers or cpu_count()))
+    frames = iter(list(zip(range(first, last), result)))
     with open_input(header.path) as (file, _size), concurrent.futures.ThreadPoolExecutor(workers) as pool:
-        tasks = [
-            pool.submit(_sum_group, header, file, frame, target)
-            for frame, target in zip(range(first, last), result)
-        ]
-        for task in tasks:
+        for task in [pool.submit(_sum_groups, header, file, frames) for _ in range(workers)]:
             task.result()
     return result
 
 
-def _sum_group(header, file, frame, target):
-    from xmipp_accel.kernels.cpu.eer import TOO_SHORT, decode_frame
+def _sum_groups(header, file, frames):
+    """Decode what is left of `frames`, which other threads take from as well."""
+    words = np.empty(0, np.uint32)
+    for frame, target in frames:
+        streams = Streams(header, frame, frame + 1)
+        words = words if len(words) >= streams.words else np.empty(streams.words, np.uint32)
+        for k in range(len(streams.numbers)):
+            streams.read(file, k, words)
+        target[:] = 0
+        streams.add_electrons(words, target[None])
 
-    target[:] = 0
-    coding = header.coding
-    widths = coding.position_bits, coding.x_bits, coding.y_bits
-    start = sum(header.sizes[:frame])
-    for number in range(start, start + header.sizes[frame]):
-        parts = [read_bytes(header.path, file, offset, count) for offset, count in zip(*header.strips[number])]
-        stream = np.frombuffer(b"".join(parts), np.uint8)
-        electrons = decode_frame(
-            stream, coding.rows, coding.columns, *widths, coding.wide, header.upsampling, target
-        )
-        if electrons < 0:
-            found = (
-                "its end before the last pixel" if electrons == TOO_SHORT else "electrons beyond the last pixel"
-            )
-            raise InputFileError(header.path, f"a complete camera frame {number}", found)
+
+def read_frames_to(header: EerHeader, device, first, last):
+    """As :func:`read_frames`; a GPU gets the streams, which are smaller, and decodes them.
+
+    Returns
+    -------
+    (last - first, rows, columns) array of `header.dtype` on the device
+    """
+    if device.kind == "cpu":
+        return read_frames(header, first, last)
+    streams = Streams(header, first, last)
+    words = device.host_buffer((streams.words,), np.uint32)
+    with open_input(header.path) as (file, _size), concurrent.futures.ThreadPoolExecutor(cpu_count()) as pool:
+        for task in [pool.submit(streams.read, file, k, words) for k in range(len(streams.numbers))]:
+            task.result()
+    words = device.upload(words)
+    shape = last - first, *header.shape[1:]
+    with device.activate():
+        # The GPU adds to words of four bytes.
+        memory = device.xp.zeros(-(-math.prod(shape) * header.dtype.itemsize // 4), np.uint32)
+        counts = memory.view(header.dtype)[: math.prod(shape)].reshape(shape)
+        streams.add_electrons(words, counts)
+    return counts

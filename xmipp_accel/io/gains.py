@@ -41,7 +41,7 @@ def read_gain(path, frame_shape, rotation=0, flip="none", divide=False) -> tuple
     Parameters
     ----------
     path : str or os.PathLike
-        MRC, TIFF or the .gain file of an EER movie. Row 0 is the first row stored, as in movies of all formats.
+        MRC, TIFF or the .gain file of an EER movie. Rows are those of movies, see `io.movies`.
     frame_shape : (ny, nx)
         After rotation and flip, the responses in a reference of twice this size are averaged over 2 x 2 pixels,
         and a reference of half of it is repeated.
@@ -106,7 +106,8 @@ def read_defects(path, frame_shape) -> np.ndarray:
     Parameters
     ----------
     path : str or os.PathLike
-        Text with lines ``x y width height`` (MotionCor, px from 0), or an MRC or TIFF map with 1 at defects.
+        Text with lines ``x y width height`` (MotionCor, px from 0), whose rows are the array's for movies of all
+        formats, as RELION has it; or an MRC or TIFF map with 1 at defects.
     frame_shape : (ny, nx)
 
     Returns

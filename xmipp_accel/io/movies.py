@@ -1,4 +1,9 @@
-"""Movies of all formats through one interface."""
+"""Movies of all formats through one interface.
+
+Row 0 of a frame is the bottom one. MRC files begin with it; TIFF files end with it, so that their rows are turned
+over, as RELION and IMOD do it. EER frames stay as they are stored, and so do the ``.gain`` files that belong to
+them, although both are TIFF files: again as in RELION.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +21,8 @@ from xmipp_accel.io.frame_groups import equal_groups
 from xmipp_accel.io.ifd import DirectoryReader
 
 MRC_SUFFIXES = (".mrc", ".mrcs", ".map", ".st", ".ali")
-TIFF_SUFFIXES = (".tif", ".tiff", ".gain", ".eer")
+GAIN_SUFFIX = ".gain"
+TIFF_SUFFIXES = (".tif", ".tiff", GAIN_SUFFIX, ".eer")
 
 
 class MovieReader:
@@ -39,7 +45,7 @@ class MovieReader:
         Whether the file holds electron events.
     """
 
-    def __init__(self, path, shape, dtype, sampling_rate, read, group_sizes=None, is_eer=False):
+    def __init__(self, path, shape, dtype, sampling_rate, read, group_sizes=None, is_eer=False, read_to=None):
         self.path = Path(path)
         self.shape = shape
         self.dtype = np.dtype(dtype)
@@ -47,6 +53,7 @@ class MovieReader:
         self.group_sizes = (1,) * shape[0] if group_sizes is None else group_sizes
         self.is_eer = is_eer
         self._read = read
+        self._read_to = read_to
 
     def __enter__(self):
         return self
@@ -78,17 +85,41 @@ class MovieReader:
         ParameterError
             The movie has no such frames, or `out` does not fit.
         """
-        last = self.shape[0] if last is None else last
-        if not 0 <= first < last <= self.shape[0]:
-            raise ParameterError(
-                f"{self.path}: expected frames within 0 to {self.shape[0]}, found {first} to {last}"
-            )
+        last = self._checked(first, last)
         expected = (last - first, *self.shape[1:])
         if out is not None and not (out.shape == expected and out.dtype == self.dtype and out.flags.c_contiguous):
             raise ParameterError(
                 f"{self.path}: expected memory for {expected} {self.dtype}, found {out.shape} {out.dtype}"
             )
         return self._read(first, last, out)
+
+    def read_to(self, device, first=0, last=None):
+        """Read the frames `first` to `last` (exclusive, to the end by default) to a device.
+
+        The electrons of EER movies are counted there, where ten times less is copied to a GPU.
+
+        Parameters
+        ----------
+        device : Device
+        first, last : int
+
+        Returns
+        -------
+        (n, ny, nx) array of `dtype` on the device
+        """
+        last = self._checked(first, last)
+        if self._read_to is not None:
+            return self._read_to(device, first, last)
+        buffer = device.host_buffer((last - first, *self.shape[1:]), self.dtype)
+        return device.upload(self.read(first, last, buffer))
+
+    def _checked(self, first, last):
+        last = self.shape[0] if last is None else last
+        if not 0 <= first < last <= self.shape[0]:
+            raise ParameterError(
+                f"{self.path}: expected frames within 0 to {self.shape[0]}, found {first} to {last}"
+            )
+        return last
 
     def frames(self, first=0, last=None) -> Iterator[np.ndarray]:
         """Iterate over frames (ny, nx), as :meth:`read` returns them, a few of which are decoded at a time."""
@@ -126,8 +157,10 @@ def open_movie(path, eer_frames=40, eer_upsampling=1, groups=None) -> MovieReade
             raise InputFileError(path, "pages of electron events (compression 65000, 65001 or 65002)", "none")
         divide = groups.sizes if groups else functools.partial(equal_groups, eer_frames)
         header = eer.read_header(directories, divide, eer_upsampling)
-        return _reader(header, _read_eer, group_sizes=header.sizes, is_eer=True)
-    return _summed(_reader(tiff.check_header(directories), _read_tiff), groups)
+        read_to = functools.partial(eer.read_frames_to, header)
+        return _reader(header, _read_eer, group_sizes=header.sizes, is_eer=True, read_to=read_to)
+    read = _read_as_stored if suffix == GAIN_SUFFIX else _read_tiff
+    return _summed(_reader(tiff.check_header(directories), read), groups)
 
 
 def _reader(header, read, **properties):
@@ -169,8 +202,14 @@ def _read_mrc(header, first, last, out):
     return mrc.read_sections(header, first, last, out)
 
 
-def _read_tiff(header, first, last, out):
+def _read_as_stored(header, first, last, out):
     return tiff.read_page_list(header, range(first, last), out=out)
+
+
+def _read_tiff(header, first, last, out):
+    result = np.empty((last - first, *header.shape[1:]), header.dtype) if out is None else out
+    tiff.read_page_list(header, range(first, last), out=result[:, ::-1])
+    return result
 
 
 def _read_eer(header, first, last, out):

@@ -1,7 +1,8 @@
 """TIFF and BigTIFF stacks of one sample a pixel, in strips, uncompressed or LZW, deflate, zstd or PackBits.
 
 The directories are read by `ifd`; imagecodecs only unpacks strips, each of which must give exactly its pixels.
-Row 0 of an array is the first row stored, as for MRC.
+Row 0 of an array is the first row stored, which TIFF means to be the top one. Movies are read the other way round,
+see `io.movies`.
 """
 
 from __future__ import annotations
@@ -20,10 +21,14 @@ from xmipp_accel.io.publish import atomic_path
 
 NONE = 1
 # Decoder of imagecodecs and the most that a byte of it can unpack to, by compression tag.
-_DECODERS = {5: ("lzw", 4096), 8: ("zlib", 1100), 32946: ("zlib", 1100), 32773: ("packbits", 128)}
+_DECODERS = {5: ("lzw", 4096), 8: ("deflate", 1100), 32946: ("deflate", 1100), 32773: ("packbits", 128)}
 _DECODERS.update({50000: ("zstd", 1 << 16), 34926: ("zstd", 1 << 16)})
 _DTYPES = {(1, 8): "u1", (1, 16): "u2", (1, 32): "u4", (2, 8): "i1", (2, 16): "i2", (2, 32): "i4"}
 _DTYPES.update({(3, 16): "f2", (3, 32): "f4", (3, 64): "f8"})
+# Pages are divided where there are too few of them to end at about the same time in all threads.
+_PIECES_A_WORKER = 4
+# Small strips are decoded together before they go to their places, as long as all of them stay in the cache.
+_SCRATCH_BYTES = 1 << 17
 _CENTIMETRE = 3
 _LARGEST_SAMPLING_RATE = 1000.0  # A/px; above, the tag describes a print
 
@@ -161,9 +166,9 @@ def read_page_list(header: TiffHeader, indices, workers=None, out=None) -> np.nd
     header : TiffHeader
     indices : sequence of int
     workers : int, optional
-        Threads, each of which decodes whole pages; as many as there are cores by default.
+        Threads; as many as there are cores by default.
     out : (n, rows, columns) array of `header.dtype`, optional
-        Where to put the pixels, C-contiguous.
+        Where to put the pixels; any view, such as one with its rows in reverse.
 
     Returns
     -------
@@ -172,25 +177,28 @@ def read_page_list(header: TiffHeader, indices, workers=None, out=None) -> np.nd
     """
     result = np.empty((len(indices), *header.shape[1:]), header.dtype) if out is None else out
     decode = _strip_decoder(header.path, header.format.compression)
-    workers = min(len(indices), workers or cpu_count())
-    with open_input(header.path) as (file, _size):
-        if workers < 2:
-            for page, index in zip(result, indices):
-                _decode_page(header, file, decode, int(index), page)
-            return result
-        with concurrent.futures.ThreadPoolExecutor(workers) as pool:
-            tasks = [
-                pool.submit(_decode_page, header, file, decode, int(index), page)
-                for page, index in zip(result, indices)
-            ]
-            for task in tasks:
-                task.result()
+    workers = workers or cpu_count()
+    pieces = iter(list(_pieces(header, indices, result, workers)))
+    with open_input(header.path) as (file, _size), concurrent.futures.ThreadPoolExecutor(workers) as pool:
+        for task in [pool.submit(_decode_pieces, header, file, decode, pieces) for _ in range(workers)]:
+            task.result()
     return result
+
+
+def _pieces(header, indices, result, workers):
+    """Index of a page, range of its strips and memory for its rows, of enough pieces to keep all workers busy."""
+    parts = -(-_PIECES_A_WORKER * workers // max(1, len(indices)))
+    for index, page in zip(indices, result):
+        strips = len(header.strips[index][0])
+        edges = sorted({strips * part // parts for part in range(parts + 1)})
+        for first, last in zip(edges, edges[1:]):
+            rows = page[first * header.format.rows_per_strip : last * header.format.rows_per_strip]
+            yield int(index), first, last, rows
 
 
 def _strip_decoder(path, compression):
     if compression == NONE:
-        return None
+        return _copied
     name = _DECODERS[compression][0]
     try:
         import imagecodecs
@@ -201,38 +209,63 @@ def _strip_decoder(path, compression):
     return getattr(imagecodecs, f"{name}_decode")
 
 
-def _decode_page(header, file, decode, index, page):
-    """Fill `page` (rows, columns), which is C-contiguous."""
-    offsets, counts = header.strips[index]
-    start = 0
-    for strip, (offset, count) in enumerate(zip(offsets, counts)):
-        rows = page[start : start + _strip_rows(header.format, strip)]
-        start += len(rows)
-        if decode is None:
-            read_into(header.path, file, offset, rows)
-            continue
-        packed = read_bytes(header.path, file, offset, count)
-        rows.reshape(-1).view(np.uint8)[:] = _unpack(
-            header, decode, packed, rows.nbytes, f"strip {strip} of page {index}"
-        )
-    if header.format.dtype != header.dtype:
-        page.byteswap(inplace=True)
-    if header.format.predictor == 2:
-        np.cumsum(page, axis=1, dtype=page.dtype, out=page)
+def _decode_pieces(header, file, decode, pieces):
+    """Decode what is left of `pieces`, which other threads take from as well."""
+    stored = header.format
+    strip_bytes = stored.rows_per_strip * stored.columns * stored.dtype.itemsize
+    strips = max(1, _SCRATCH_BYTES // strip_bytes)
+    # One byte of room more shows a strip that holds too much.
+    scratch = np.empty(strips * strip_bytes + 1, np.uint8)
+    for index, first, last, page in pieces:
+        offsets, counts = (numbers[first:last] for numbers in header.strips[index])
+        packed = enumerate(_packed_strips(header.path, file, offsets, counts), start=first)
+        for start in range(0, len(page), strips * stored.rows_per_strip):
+            rows = page[start : start + strips * stored.rows_per_strip]
+            for begin in range(0, rows.nbytes, strip_bytes):
+                size = min(strip_bytes, rows.nbytes - begin)
+                _unpack(header, decode, index, *next(packed), scratch.data[begin : begin + size + 1])
+            pixels = scratch[: rows.nbytes].view(stored.dtype).reshape(rows.shape)
+            if stored.predictor == 2:
+                np.cumsum(pixels, axis=1, dtype=rows.dtype, out=rows)
+            else:
+                rows[:] = pixels
 
 
-def _unpack(header, decode, packed, size, name) -> np.ndarray:
+def _packed_strips(path, file, offsets, counts):
+    """Yield the bytes of each strip; read at once, unless much else lies between them."""
+    start, end = min(offsets), max(offset + count for offset, count in zip(offsets, counts))
+    if end - start > 2 * sum(counts):
+        yield from (memoryview(read_bytes(path, file, offset, count)) for offset, count in zip(offsets, counts))
+        return
+    content = np.empty(end - start, np.uint8)
+    read_into(path, file, start, content)
+    yield from (content.data[offset - start : offset - start + count] for offset, count in zip(offsets, counts))
+
+
+def _unpack(header, decode, page, strip, packed, room):
+    """Fill all but the last byte of `room`."""
     # An LZW stream begins with the clear code; a strip that does not is at a wrong place.
     if header.format.compression == 5 and (len(packed) < 2 or packed[0] != 0x80 or packed[1] & 0x80):
-        raise InputFileError(header.path, f"{name} to begin with an LZW clear code", packed[:2].hex())
+        expected = f"strip {strip} of page {page} to begin with an LZW clear code"
+        raise InputFileError(header.path, expected, packed[:2].hex())
+    size = len(room) - 1
     try:
-        # One byte of room more shows a strip that holds too much.
-        content = decode(packed, out=size + 1)
+        found = len(decode(packed, out=room))
     except Exception as error:  # each codec has an error type of its own, and some raise those of Python
-        raise InputFileError(header.path, f"{name} to unpack to {size} bytes", f"{error}") from error
-    if len(content) != size:
-        raise InputFileError(header.path, f"{name} to unpack to {size} bytes", f"{len(content)} or more")
-    return np.frombuffer(content, np.uint8)
+        raise InputFileError(header.path, _expected(page, strip, size), f"{error}") from error
+    if found != size:
+        raise InputFileError(header.path, _expected(page, strip, size), f"{found} or more")
+
+
+def _expected(page, strip, size):
+    return f"strip {strip} of page {page} to unpack to {size} bytes"
+
+
+def _copied(packed, out):
+    """Decoder of strips that are not compressed."""
+    out = out[: len(packed)]
+    out[:] = packed
+    return out
 
 
 def write_tiff(path, array, sampling_rate, compression=None):
@@ -242,6 +275,7 @@ def write_tiff(path, array, sampling_rate, compression=None):
     ----------
     path : str or os.PathLike
     array : (n, rows, columns) array
+        Row 0 is stored first; for movies that must be the last one.
     sampling_rate : float
         A/px; 0 if unknown.
     compression : {None, "lzw", "zlib", "zstd"}

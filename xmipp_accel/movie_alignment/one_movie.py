@@ -96,9 +96,7 @@ class OneMovie:
             self.sum_first, self.sum_last = self._range(
                 max(p.sum_first_frame, self.first), sum_last, self.first, self.last
             )
-            shape = self.last - self.first + 1, *reader.shape[1:]
-            buffer = self.device.host_buffer(shape, reader.dtype)
-            return self.device.upload(reader.read(self.first - 1, self.last, buffer))
+            return reader.read_to(self.device, self.first - 1, self.last)
 
     def _range(self, first, last, lowest, highest):
         if first > highest or (last or highest) > highest or first > (last or highest):

@@ -14,16 +14,25 @@ from __future__ import annotations
 import numba
 import numpy as np
 
-TOO_SHORT, TOO_LONG = -1, -2
+from xmipp_accel.kernels.reference.eer import TOO_LONG, TOO_SHORT
+
+BAND_BYTES = 1 << 18
 
 
 @numba.njit(nogil=True, cache=True)
-def decode_frame(stream, rows, columns, position_bits, x_bits, y_bits, wide, upsampling, out):
-    """Add the electrons of one frame to `out`.
+def decode_frames(
+    words, starts, bits, targets, rows, columns, position_bits, x_bits, y_bits, wide, upsampling, counts, electrons
+):
+    """Add the electrons of camera frames to the frames of a movie.
 
     Parameters
     ----------
-    stream : (n,) uint8 array
+    words : (m,) uint32 array
+        The streams. Each begins with a word and has two more than it fills; behind it are zeros.
+    starts, bits : (n,) int64 arrays
+        First word and length of each stream.
+    targets : (n,) int32 array
+        Frame of the movie that each belongs to.
     rows, columns : int
         Of the sensor, px.
     position_bits, x_bits, y_bits : int
@@ -32,57 +41,70 @@ def decode_frame(stream, rows, columns, position_bits, x_bits, y_bits, wide, ups
         Whether a skip without an electron is followed by unused bits for a place within the pixel.
     upsampling : {1, 2}
         2: the upper bits of the place within the pixel are used.
-    out : (rows * upsampling, columns * upsampling) integer array
-
-    Returns
-    -------
-    int
-        Number of electrons; `TOO_SHORT` if the stream ends before the last pixel, `TOO_LONG` if it goes beyond.
+    counts : (k, rows * upsampling, columns * upsampling) integer array
+    electrons : (n,) int32 array
+        Is filled with numbers of electrons, or with `TOO_SHORT` or `TOO_LONG`, when the counts are of no use.
     """
-    full = np.int64((1 << position_bits) - 1)
-    sub_bits = x_bits + y_bits
     pixels = np.int64(rows) * np.int64(columns)
-    total = np.int64(stream.size) * 8
-    position, place, electrons = np.int64(0), np.int64(0), 0
-    while place != pixels:
-        if position + position_bits > total:
-            return TOO_SHORT
-        code = _window(stream, position)
-        skip = code & full
-        position += position_bits
-        place += skip
-        if place > pixels:
-            return TOO_LONG
-        if skip == full:
-            if wide:
-                position += sub_bits
-            continue
-        if place == pixels:
+    state = np.zeros((len(starts), 3), np.int64)
+    # All camera frames go through the same rows, as many as the cache holds, before any goes on to the next.
+    band = columns * max(1, BAND_BYTES // (columns * upsampling * upsampling * counts.itemsize))
+    for first in range(0, pixels, band):
+        stop = min(first + band, pixels)
+        for k in range(len(starts)):
+            out = counts[targets[k]].reshape(-1)
+            _advance(
+                words, starts[k], bits[k], stop, pixels, columns, position_bits, x_bits, y_bits, wide, upsampling,
+                state[k], out,
+            )  # fmt: skip
+    for k in range(len(starts)):
+        position, place, found = state[k]
+        electrons[k] = TOO_SHORT if position > bits[k] else TOO_LONG if place > pixels else found
+
+
+@numba.njit(nogil=True, cache=True)
+def _advance(
+    words, start, bits, stop, pixels, columns, position_bits, x_bits, y_bits, wide, upsampling, state, out
+):
+    """Decode until pixel `stop` or beyond; `state` is the place in the stream, the pixel, and electrons so far."""
+    full = np.uint64((1 << position_bits) - 1)
+    electron_bits = np.uint64(position_bits + x_bits + y_bits)
+    skip_bits = electron_bits if wide else np.uint64(position_bits)
+    x_shift, y_shift = np.uint64(position_bits + x_bits - 1), np.uint64(position_bits + x_bits + y_bits - 1)
+    position, place, electrons = state
+    end = start + bits // 32 + 2
+    word = start + position // 32
+    buffer, held = np.uint64(0), np.uint64(0)
+    if position % 32:
+        buffer, held = np.uint64(words[word]) >> np.uint64(position % 32), np.uint64(32 - position % 32)
+        word += 1
+    row_end = (place // columns + 1) * columns
+    while place < stop:
+        if held < np.uint64(32):
+            if word == end:
+                place = pixels
+                break
+            buffer |= np.uint64(words[word]) << held
+            held += np.uint64(32)
+            word += 1
+        skip = buffer & full
+        place += np.int64(skip)
+        if place >= pixels:
+            held -= np.uint64(position_bits)
             break
-        if position + sub_bits > total:
-            return TOO_SHORT
-        y, x = place // columns, place % columns
+        # Adding nothing for a skip is faster than a jump that the processor guesses wrong.
+        is_electron = np.int64(skip != full)
         if upsampling == 2:
-            code >>= position_bits
-            x = 2 * x + 1 - ((code >> (x_bits - 1)) & 1)
-            y = 2 * y + 1 - ((code >> (x_bits + y_bits - 1)) & 1)
-        position += sub_bits
-        out[y, x] += 1
-        place += 1
-        electrons += 1
-    return electrons
-
-
-@numba.njit(nogil=True, cache=True, inline="always")
-def _window(stream, position):
-    """Return at least 25 bits from bit `position` on, with zeros behind the end."""
-    byte = position >> 3
-    size = stream.size
-    value = np.int64(stream[byte])
-    if byte + 1 < size:
-        value |= np.int64(stream[byte + 1]) << 8
-    if byte + 2 < size:
-        value |= np.int64(stream[byte + 2]) << 16
-    if byte + 3 < size:
-        value |= np.int64(stream[byte + 3]) << 24
-    return value >> (position & 7)
+            while place >= row_end:
+                row_end += columns
+            index = 2 * (place + row_end - columns) + 1 - np.int64((buffer >> x_shift) & np.uint64(1))
+            index += 2 * columns * (1 - np.int64((buffer >> y_shift) & np.uint64(1)))
+        else:
+            index = place
+        out[index] += is_electron
+        place += is_electron
+        electrons += is_electron
+        used = electron_bits if is_electron else skip_bits
+        buffer >>= used
+        held -= used
+    state[0], state[1], state[2] = 32 * (word - start) - np.int64(held), place, electrons

@@ -4,15 +4,30 @@ from __future__ import annotations
 
 import numpy as np
 
+TOO_SHORT, TOO_LONG = -1, -2
+
 
 def decode_frame(stream, rows, columns, position_bits, x_bits, y_bits, wide, upsampling, out):
-    """Add the electrons of one frame to `out`; arguments and result of :func:`kernels.cpu.eer.decode_frame`."""
+    """Add the electrons of one camera frame to `out`.
+
+    Parameters
+    ----------
+    stream : (n,) uint8 array
+    rows, columns, position_bits, x_bits, y_bits, wide, upsampling
+        As for :func:`kernels.cpu.eer.decode_frames`.
+    out : (rows * upsampling, columns * upsampling) integer array
+
+    Returns
+    -------
+    int
+        Number of electrons; `TOO_SHORT` if the stream ends before the last pixel, `TOO_LONG` if it goes beyond.
+    """
     bits = int.from_bytes(bytes(stream), "little")
     left = 8 * len(stream)
     pixels, place, electrons = rows * columns, 0, 0
     while place != pixels:
         if left < position_bits:
-            return -1
+            return TOO_SHORT
         skip = bits & ((1 << position_bits) - 1)
         bits, left = bits >> position_bits, left - position_bits
         place += skip
@@ -20,14 +35,14 @@ def decode_frame(stream, rows, columns, position_bits, x_bits, y_bits, wide, ups
             if wide and place < pixels:
                 bits, left = bits >> (x_bits + y_bits), left - x_bits - y_bits
             if place > pixels:
-                return -2
+                return TOO_LONG
             continue
         if place > pixels:
-            return -2
+            return TOO_LONG
         if place == pixels:
             break
         if left < x_bits + y_bits:
-            return -1
+            return TOO_SHORT
         sub_x, sub_y = bits & ((1 << x_bits) - 1), (bits >> x_bits) & ((1 << y_bits) - 1)
         bits, left = bits >> (x_bits + y_bits), left - x_bits - y_bits
         y, x = divmod(place, columns)
