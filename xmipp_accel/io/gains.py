@@ -35,6 +35,14 @@ def divides(mode, gain_path, is_eer) -> bool:
     return mode == "divide"
 
 
+def read_reference(path) -> np.ndarray:
+    """Pixels of a file with one image (y, x), its rows as those of movies, see `io.movies`."""
+    with open_movie(path) as movie:
+        if len(movie) != 1:
+            raise InputFileError(path, "one image", f"{len(movie)} images")
+        return movie.read()[0]
+
+
 def read_gain(path, frame_shape, rotation=0, flip="none", divide=False) -> tuple[np.ndarray, np.ndarray]:
     """Read a gain reference to multiply frames by.
 
@@ -63,7 +71,7 @@ def read_gain(path, frame_shape, rotation=0, flip="none", divide=False) -> tuple
     InputFileError
         The file is damaged, has another size, or more than half of it is defective.
     """
-    gain = orient(_read_single(path).astype(np.float32, copy=False), rotation, flip)
+    gain = orient(read_reference(path).astype(np.float32, copy=False), rotation, flip)
     defects = ~(np.isfinite(gain) & (gain > 0))
     gain = np.where(defects, np.float32(1), gain)
     with np.errstate(over="ignore"):  # of the smallest numbers, which become defects
@@ -91,7 +99,7 @@ def read_dark(path, frame_shape, rotation=0, flip="none") -> np.ndarray:
     -------
     (ny, nx) float32 array
     """
-    dark = np.ascontiguousarray(orient(_read_single(path).astype(np.float32, copy=False), rotation, flip))
+    dark = np.ascontiguousarray(orient(read_reference(path).astype(np.float32, copy=False), rotation, flip))
     if dark.shape != tuple(frame_shape):
         raise _wrong_size(path, "a dark reference", frame_shape, dark.shape)
     bad = dark.size - np.count_nonzero(np.isfinite(dark))
@@ -116,7 +124,7 @@ def read_defects(path, frame_shape) -> np.ndarray:
     """
     if Path(path).suffix.lower() in _TEXT_SUFFIXES:
         return _read_boxes(path, tuple(frame_shape))
-    values = _read_single(path)
+    values = read_reference(path)
     if values.shape != tuple(frame_shape):
         raise _wrong_size(path, "a map of defects", frame_shape, values.shape)
     defects = values == 1
@@ -143,13 +151,6 @@ def _read_boxes(path, frame_shape):
             raise InputFileError(path, f"boxes within frames of {frame}", f"line {number}: {line.strip()[:60]}")
         defects[y : y + height, x : x + width] = True
     return defects
-
-
-def _read_single(path) -> np.ndarray:
-    with open_movie(path) as movie:
-        if len(movie) != 1:
-            raise InputFileError(path, "one image", f"{len(movie)} images")
-        return movie.read()[0]
 
 
 def orient(array, rotation=0, flip="none"):

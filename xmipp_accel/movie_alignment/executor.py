@@ -123,20 +123,20 @@ class MovieAlignmentExecutor:
         except ProcessingError as error:
             raise ProcessingError(f"{' and '.join(filter(None, self.reference_paths))}: {error}") from error
 
-    def polishing_references(self, movie_path, folder, gain, shape, is_eer):
+    def polishing_references(self, folder, gain, shape, is_eer):
         """Paths of the gain (as :meth:`references` gave it) and the defects for RELION, empty where there is none.
 
         They are made when the first movie of a kind asks for them, on the thread that computes.
         """
-        kind = str(folder), Path(movie_path).suffix, shape, is_eer
+        kind = str(folder), shape, is_eer
         with self._lock:
             if kind not in self._polishing:
                 names = ["", ""]
                 if self._gain:
-                    path = gain_for_polishing(self._gain, gain, folder, movie_path, is_eer, self.parameters)
+                    path = gain_for_polishing(self._gain, gain, folder, is_eer, self.parameters)
                     names[0] = str(path)
                 if self._defects:
-                    names[1] = str(defects_for_polishing(self._defects, shape, folder, movie_path))
+                    names[1] = str(defects_for_polishing(self._defects, shape, folder))
                 self._polishing[kind] = names[0], names[1]
             return self._polishing[kind]
 

@@ -109,7 +109,7 @@ class OneMovie:
     def _prepare(self, raw):
         shape = tuple(raw.shape[1:])
         gain, dark, bad = self.executor.references(shape, self.is_eer)
-        self.polishing = self.executor.polishing_references(self.path, self.folder, gain, shape, self.is_eer)
+        self.polishing = self.executor.polishing_references(self.folder, gain, shape, self.is_eer)
         movie = PreparedMovie(raw, gain, dark, bad if self.parameters.repair_bad_pixels else None)
         self._repair(movie, non_finite_pixels(raw))
         blank = blank_frames(movie)

@@ -1,9 +1,8 @@
 """References as RELION's polishing reads them.
 
 It multiplies movies by the gain file as it is, and those of electron events by the inverse of one that is not a
-``.gain`` file. Images in TIFF files are turned upside down on reading, so that the references of a movie must be
-of its kind. What is given otherwise is written anew, under a name that tells its content, since runs may share a
-folder.
+``.gain`` file. What is given otherwise is written anew, under a name that tells its content, since runs may share
+a folder.
 """
 
 from __future__ import annotations
@@ -15,13 +14,14 @@ import numpy as np
 
 from xmipp_accel.backend import to_host
 from xmipp_accel.io.files import read_text
-from xmipp_accel.io.gains import divides, read_defects
-from xmipp_accel.io.images import TIFF_SUFFIXES, read_image, write_image
+from xmipp_accel.io.gains import divides, read_defects, read_reference
+from xmipp_accel.io.images import TIFF_SUFFIXES, write_image
 
 MRC_SUFFIXES = (".mrc", ".mrcs")
+IMAGE_SUFFIXES = (*MRC_SUFFIXES, *TIFF_SUFFIXES)
 
 
-def gain_for_polishing(given, applied, folder, movie, is_eer, parameters):
+def gain_for_polishing(given, applied, folder, is_eer, parameters):
     """Path of a gain file by which RELION does to the frames what was done here.
 
     Parameters
@@ -32,7 +32,6 @@ def gain_for_polishing(given, applied, folder, movie, is_eer, parameters):
         Factors of the frames, 0 at defects.
     folder : path
         Where another file is written, if that must be.
-    movie : path
     is_eer : bool
         Whether the movie holds electron events.
     parameters : MovieAlignmentParameters
@@ -51,29 +50,19 @@ def gain_for_polishing(given, applied, folder, movie, is_eer, parameters):
             return given
         factors = to_host(applied)
         response = np.divide(1, factors, out=np.zeros_like(factors), where=factors > 0)
-        return _published(response, folder, "gain", ".mrc")
+        return _published(response, folder, "gain")
     applied = to_host(applied)
-    if _read_as(given, movie) and np.array_equal(read_image(given)[0], applied):
+    if given.suffix in IMAGE_SUFFIXES and np.array_equal(read_reference(given), applied):
         return given
-    return _published(applied, folder, "gain", _suffix(movie))
+    return _published(applied, folder, "gain")
 
 
-def defects_for_polishing(given, shape, folder, movie):
+def defects_for_polishing(given, shape, folder):
     """Path of a file of defects that RELION understands, as :func:`gain_for_polishing`; `shape` is the frames'."""
     given = Path(given).absolute()
-    is_text = given.suffix == ".txt" and _suffix(movie) == ".mrc" and _has_boxes_only(given)
-    if is_text or _read_as(given, movie):
+    if given.suffix in IMAGE_SUFFIXES or (given.suffix == ".txt" and _has_boxes_only(given)):
         return given
-    return _published(read_defects(given, shape).astype(np.float32), folder, "defects", _suffix(movie))
-
-
-def _suffix(movie):
-    return ".tif" if Path(movie).suffix.lower() in TIFF_SUFFIXES else ".mrc"
-
-
-def _read_as(given, movie):
-    """Whether RELION reads an image the same way up as the movie."""
-    return given.suffix in (TIFF_SUFFIXES if _suffix(movie) == ".tif" else MRC_SUFFIXES)
+    return _published(read_defects(given, shape).astype(np.float32), folder, "defects")
 
 
 def _has_boxes_only(path):
@@ -81,9 +70,9 @@ def _has_boxes_only(path):
     return all(len(line.split()) == 4 and "#" not in line for line in read_text(path).splitlines() if line.strip())
 
 
-def _published(image, folder, what, suffix):
+def _published(image, folder, what):
     digest = hashlib.blake2b(np.ascontiguousarray(image).data, digest_size=6).hexdigest()
-    path = Path(folder).absolute() / f"{what}_applied_{digest}{suffix}"
+    path = Path(folder).absolute() / f"{what}_applied_{digest}.mrc"
     if not path.exists():
         write_image(path, image, 0.0)
     return path
