@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 class MovieAlignmentExecutor:
     """Aligns movies; long-lived, bound to one device.
 
-    :meth:`process` may be called from several threads, `IN_FLIGHT` of them at best: some movies are computed while
+    :meth:`process` may be called from several threads, `IN_FLIGHT` of them at best: one movie is computed while
     others are read and written.
 
     Parameters
@@ -44,7 +44,7 @@ class MovieAlignmentExecutor:
         The frame groups cannot be read.
     """
 
-    IN_FLIGHT = 6
+    IN_FLIGHT = 4
 
     def __init__(self, parameters, device=CPU, gain=None, dark=None, defects=None, frame_groups=None):
         self.parameters = parameters

@@ -9,10 +9,10 @@ from concurrent.futures import ThreadPoolExecutor
 
 logger = logging.getLogger(__name__)
 
-# Two movies share a GPU, since each leaves it idle while Python prepares the next step. On the CPU, reading
-# another would take cores from the computing, and the memory of another movie.
-COMPUTED = {"cpu": 1, "cuda": 2}
-IN_MEMORY = {"cpu": 1, "cuda": 4}
+# Two movies computed at a time on one GPU are hardly faster, since both wait for Python's lock, and take twice the
+# memory; but the next one is read meanwhile. On the CPU that would take cores from the computing.
+COMPUTED = {"cpu": 1, "cuda": 1}
+IN_MEMORY = {"cpu": 1, "cuda": 2}
 
 
 class Workers:
