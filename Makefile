@@ -1,7 +1,7 @@
 # The two commands of the README are `make demo` and `make test`; both make their own environment first.
 #   make demo DEVICE=cuda        run on the GPU (installs CuPy for the driver's CUDA version)
 #   make demo PYTHON=python3.10  use another Python (3.9 to 3.12)
-# `make bench-movies`, `make bench-movies-gpu` and `make bench-movies-memory` measure: see docs/benchmarks.md.
+# `make bench-movies`, `bench-movies-gpu`, `bench-movies-memory` and `bench-movies-formats` measure: see docs/benchmarks.md.
 
 ifeq ($(MAKECMDGOALS),bench-movies-gpu)
 DEVICE := cuda
@@ -15,7 +15,7 @@ EXTRAS := test$(if $(filter cuda%,$(DEVICE)),$(if $(CUDA_MAJOR),$(comma)cuda$(CU
 comma := ,
 INSTALLED := $(VENV)/.installed-$(subst $(comma),-,$(EXTRAS))
 
-.PHONY: demo test lint wheel bench-movies bench-movies-gpu bench-movies-memory clean
+.PHONY: demo test lint wheel bench-movies bench-movies-gpu bench-movies-memory bench-movies-formats clean
 
 demo: $(INSTALLED)
 	$(VENV)/bin/xmipp-accel demo --device $(DEVICE) --output $(OUTPUT)
@@ -37,6 +37,9 @@ bench-movies: $(INSTALLED)
 
 bench-movies-gpu: $(INSTALLED)
 	$(VENV)/bin/python -m benchmarks.movies_gpu
+
+bench-movies-formats: $(INSTALLED)
+	$(VENV)/bin/python -m benchmarks.movie_formats --device $(DEVICE)
 
 bench-movies-memory: $(INSTALLED)
 	$(VENV)/bin/python -m benchmarks.movie_memory --device $(DEVICE)
