@@ -1,7 +1,8 @@
-"""One long-lived process that aligns movies on the CPU with default parameters and tells times and memory.
+"""One long-lived process that aligns movies on the CPU and tells times and memory.
 
 Run as ``python -m benchmarks.movie_worker JOBS.json``, where the file holds the time at which this was ``started``
-and ``jobs``: ``movie``, ``gain``, ``dose_per_frame``, ``output`` and ``times`` of each. Prints one line of JSON.
+and ``jobs``: ``movie``, ``gain``, ``dose_per_frame``, ``output``, ``times`` and ``patches`` of each. Prints one line
+of JSON.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ def main(path):
     for job in order["jobs"]:
         held = memory()
         reset_peak()
-        parameters = MovieAlignmentParameters(dose_per_frame=job["dose_per_frame"])
+        patches = {"patches_y": job["patches"], "patches_x": job["patches"]}
+        parameters = MovieAlignmentParameters(dose_per_frame=job["dose_per_frame"], **patches)
         executor = MovieAlignmentExecutor(parameters, gain=job["gain"])
         seconds = []
         for _ in range(job["times"]):

@@ -26,7 +26,7 @@ from xmipp_accel.movie_alignment.result import MovieAlignmentResult
 from xmipp_accel.report.evaluate import shift_rmse
 
 ROOT = Path(__file__).resolve().parents[1]
-REPEATS = 4  # one start and three that count
+REPEATS = 4  # one start and three that count, for each B-factor
 
 
 def main():
@@ -47,8 +47,8 @@ def run(folder, seeds, quick, torch_python):
     folder.mkdir(parents=True, exist_ok=True)
     movies = make_movies(folder, [] if quick else seeds, dict(size=384, frames=8) if quick else {})
     b_factors = movie_peers.B_FACTORS[1:3] if quick else movie_peers.B_FACTORS
-    ours, timing = align(movies, folder)
-    relion, relion_times = run_relion(movies, folder, b_factors)
+    ours = align(movies, folder)
+    relion = run_relion(movies, folder, b_factors)
     print_accuracy(movies, ours, relion)
     best: dict[str, float] = {name: min(errors.values()) for name, errors in relion.items()}
     figures: dict[str, object] = {"source": "reference" if movie_data.GENERATOR.exists() else "simulate"}
@@ -57,7 +57,7 @@ def run(folder, seeds, quick, torch_python):
         figures |= {f"{key}_px": errors[key], f"relion_{key}_px": best.get(key)}
     figures["bad_pixel_change_px"] = abs(errors["dome_bad"] - errors["dome"])
     figures["bad_pixel_moved_px"] = moved(movies["dome"], ours["dome"], ours["dome_bad"])
-    figures |= speed(timing["jobs"][0]["seconds"], relion_times, timing["ready_s"])
+    figures |= race(movies["dome"], folder, b_factors)
     figures["stages_s"] = ours["dome"].timings
     figures["memory_over_movie"] = memory_over_movie(movies["dome"], folder)
     if torch_python:
@@ -98,20 +98,24 @@ def moved(movie, motion, other) -> float:
 
 
 def align(movies, folder):
-    """Results of ours by name, and what the process tells; the doming movie comes first, several times."""
-    jobs = [job(movie, folder, REPEATS if name == "dome" else 1) for name, movie in movies.items()]
-    report = work(jobs, folder)
-    results = {name: MovieAlignmentResult.from_json(folder / "ours" / name / "movie.json") for name in movies}
-    return results, report
+    """Results of ours by name."""
+    work([job(movie, folder) for movie in movies.values()], folder)
+    return {name: result(movie, folder) for name, movie in movies.items()}
 
 
-def job(movie, folder, times=1):
+def result(movie, folder):
+    return MovieAlignmentResult.from_json(folder / "ours" / movie.name / "movie.json")
+
+
+def job(movie, folder, times=1, patches=0):
+    """What the worker does: patches along each axis as many as wanted, 0 for the default."""
     return {
         "movie": str(movie.path),
         "gain": str(movie.gain),
         "dose_per_frame": movie.dose_per_frame,
         "output": str(folder / "ours" / movie.name),
         "times": times,
+        "patches": patches,
     }
 
 
@@ -126,20 +130,16 @@ def work(jobs, folder):
 
 
 def run_relion(movies, folder, b_factors):
-    """RELION's errors by movie and B-factor, and its seconds for the doming movie; empty without RELION."""
+    """RELION's errors by movie and B-factor; empty without RELION."""
     version = movie_peers.relion_version()
     if not version:
         print(f"RELION is left out: {movie_peers.RELION} is not on the PATH (apt-get install relion)", flush=True)
-        return {}, []
+        return {}
     print(f"RELION {version}", flush=True)
-    errors: dict[str, dict[float, float]] = {}
-    seconds: list[float] = []
-    for name, movie in movies.items():
-        times = REPEATS if name == "dome" else 1
-        runs = {b: movie_peers.run_relion(movie, folder / "relion", b, times) for b in b_factors}
-        errors[name] = {b: error(movie, motion) for b, motion in runs.items()}
-        seconds += [value for motion in runs.values() for value in motion.seconds]
-    return errors, seconds
+    return {
+        name: {b: error(movie, movie_peers.run_relion(movie, folder / "relion", b)) for b in b_factors}
+        for name, movie in movies.items()
+    }
 
 
 def print_accuracy(movies, ours, relion):
@@ -153,22 +153,31 @@ def print_accuracy(movies, ours, relion):
     print_table("Error, px", columns, rows)
 
 
-def speed(seconds, relion, ready):
-    """Seconds per movie of ours and RELION's, and their ratio; both write both averages."""
-    first, usual, fastest = seconds[0], statistics.median(seconds[1:]), min(seconds[1:])
-    figures = {"wall_s": usual, "fastest_wall_s": fastest, "first_movie_s": first, "process_start_s": ready}
-    rows = [
-        ["xmipp_accel, median from the second on", usual],
-        ["xmipp_accel, fastest", fastest],
-        ["xmipp_accel, first movie", first],
-        ["xmipp_accel, start of the process", ready],
-    ]
-    if relion:
-        best, median = min(relion), statistics.median(relion)
-        figures |= {"relion_wall_s": best, "relion_median_wall_s": median}
-        figures |= {"wall_over_relion": usual / best, "fastest_over_relion": fastest / best}
-        rows += [["RELION, fastest", best], ["RELION, median", median]]
-    print_table("Wall time of the doming movie, global and local alignment, both averages", ["", "s"], rows)
+def race(movie, folder, b_factors):
+    """Seconds per movie of ours, with RELION's patches and by default, and of RELION, by turns; their ratios."""
+    times: dict[str, list[float]] = {"relion": [], "same_patches": [], "default": []}
+    figures: dict[str, float] = {}
+    for b_factor in b_factors:
+        if movie_peers.relion_version():
+            times["relion"] += movie_peers.run_relion(movie, folder / "relion", b_factor, REPEATS).seconds
+        for key, patches in (("same_patches", movie_peers.PATCHES), ("default", 0)):
+            report = work([job(movie, folder, REPEATS, patches)], folder)
+            first, *others = report["jobs"][0]["seconds"]
+            times[key] += others
+            figures |= {"process_start_s": report["ready_s"], "first_movie_s": first}
+            if patches:
+                figures["dome_same_patches_px"] = error(movie, result(movie, folder))
+    rows = []
+    for key, seconds in times.items():
+        if seconds:
+            figures |= {f"{key}_wall_s": statistics.median(seconds), f"{key}_fastest_s": min(seconds)}
+            rows.append([key, statistics.median(seconds), min(seconds), len(seconds)])
+    columns = ["", "median, s", "fastest, s", "movies"]
+    print_table("Wall time of the doming movie, global and local alignment, both averages", columns, rows)
+    if times["relion"]:
+        for key, ratio in (("same_patches", "wall_over_relion"), ("default", "default_wall_over_relion")):
+            figures[ratio] = figures[f"{key}_wall_s"] / figures["relion_wall_s"]
+            figures[f"fastest_{ratio}"] = figures[f"{key}_fastest_s"] / figures["relion_fastest_s"]
     return figures
 
 
