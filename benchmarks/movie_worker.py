@@ -1,8 +1,8 @@
 """One long-lived process that aligns movies on the CPU and tells times and memory.
 
 Run as ``python -m benchmarks.movie_worker JOBS.json``, where the file holds the time at which this was ``started``
-and ``jobs``: ``movie``, ``gain``, ``dose_per_frame``, ``output``, ``times`` and ``patches`` of each. Prints one line
-of JSON.
+and ``jobs``: ``movie``, ``gain``, ``dose_per_frame``, ``output``, ``times`` and ``patches`` of each. Prints one
+line of JSON.
 """
 
 from __future__ import annotations
