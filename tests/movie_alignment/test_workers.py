@@ -1,7 +1,6 @@
 """Movies at a time, and what happens when memory runs out."""
 
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -11,23 +10,25 @@ from xmipp_accel.backend import CPU
 from xmipp_accel.errors import ProcessingError
 from xmipp_accel.io.images import write_stack
 from xmipp_accel.movie_alignment import MovieAlignmentExecutor, MovieAlignmentParameters, workers
+from xmipp_accel.movie_alignment.one_movie import OneMovie
 
 
 class Memory:
-    """Room for so many movies; keeps what was tried."""
+    """Room for so many movies; keeps what was tried. Until two have met in it, each waits for another one."""
 
     def __init__(self, room):
-        self.room, self.held, self.most, self.failures = room, 0, 0, 0
-        self.lock = threading.Lock()
+        self.room, self.patience = room, 20.0
+        self.held = self.most = self.failures = 0
+        self.changed = threading.Condition()
 
     def compute(self, movie):
-        with self.lock:
+        with self.changed:
             self.held += 1
             self.most = max(self.most, self.held)
             full = self.held > self.room
             self.failures += full
-        time.sleep(0.02)
-        with self.lock:
+            self.changed.notify_all()
+            self.changed.wait_for(lambda: self.most >= 2, self.patience)
             self.held -= 1
         if full:
             raise MemoryError("no room")
@@ -57,7 +58,7 @@ def test_without_room_for_two_all_are_computed_one_by_one(two_at_a_time, caplog)
     assert run_all(two_at_a_time, memory, range(12)) == list(range(0, 24, 2))
     assert 1 <= memory.failures <= 6  # those that had begun before
     assert "short of memory" in caplog.text
-    memory.most = memory.failures = 0
+    memory.most, memory.failures, memory.patience = 0, 0, 0.05
     run_all(two_at_a_time, memory, range(6))
     assert (memory.most, memory.failures) == (1, 0)
 
@@ -65,6 +66,10 @@ def test_without_room_for_two_all_are_computed_one_by_one(two_at_a_time, caplog)
 def test_a_movie_that_does_not_fit_is_named(tmp_path, monkeypatch):
     write_stack(tmp_path / "movie.mrc", np.random.default_rng(0).normal(size=(4, 32, 32)).astype(np.float32), 1.0)
     executor = MovieAlignmentExecutor(MovieAlignmentParameters())
-    monkeypatch.setattr(executor.workers, "_run", lambda read, compute: Memory(0).compute(read()))
+
+    def no_room(*_):
+        raise MemoryError("no room")
+
+    monkeypatch.setattr(OneMovie, "_motion", no_room)
     with pytest.raises(ProcessingError, match=r"movie.mrc: too large for the memory of cpu: no room"):
         executor.process(tmp_path / "movie.mrc", tmp_path)
