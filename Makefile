@@ -11,8 +11,8 @@ VENV ?= .venv
 OUTPUT ?= demo-output
 PYTHON ?= $(firstword $(foreach v,3.11 3.12 3.10 3.9,$(shell python$(v) -c 'import sys; print(sys.executable)' 2>/dev/null)) python3)
 CUDA_MAJOR := $(shell nvidia-smi 2>/dev/null | sed -n 's/.*CUDA Version: \([0-9]*\).*/\1/p')
-EXTRAS := test$(if $(filter cuda%,$(DEVICE)),$(if $(CUDA_MAJOR),$(comma)cuda$(CUDA_MAJOR)))
 comma := ,
+EXTRAS := test$(if $(filter cuda%,$(DEVICE)),$(if $(CUDA_MAJOR),$(comma)cuda$(CUDA_MAJOR)))
 INSTALLED := $(VENV)/.installed-$(subst $(comma),-,$(EXTRAS))
 
 .PHONY: demo test lint wheel bench-movies bench-movies-gpu bench-movies-memory bench-movies-formats clean
