@@ -7,6 +7,7 @@ import scipy.fft
 from xmipp_accel.backend import to_host
 from xmipp_accel.movie_alignment.averages import Halves, WeightedMean, in_frame_weight
 from xmipp_accel.movie_alignment.dose import DoseWeights, critical_exposure
+from xmipp_accel.movie_alignment.prepare import PreparedMovie
 
 
 def grant_average(frames, exposures, sampling_rate, factor):
@@ -26,8 +27,8 @@ def test_dose_weighted_mean_is_the_published_one(device, voltage, factor):
     frames = np.random.default_rng(0).normal(size=(5, 24, 30)).astype(np.float32)
     weights = DoseWeights((24, 30), 1.3, 4.0 * np.arange(5), voltage, device.xp)
     mean = WeightedMean()
-    for k, frame in enumerate(frames):
-        mean.add(device.asarray(scipy.fft.rfft2(frame)), weights.weight(k))
+    for batch in ([0, 1, 2], [3, 4]):
+        mean.add(device.asarray(scipy.fft.rfft2(frames[batch])), weights.weights(batch))
     found = scipy.fft.irfft2(to_host(mean.mean()), (24, 30))
     np.testing.assert_allclose(found, grant_average(frames, 7 + 4.0 * np.arange(1, 6), 1.3, factor), atol=1e-5)
 
@@ -45,9 +46,9 @@ def test_weighted_mean_keeps_the_noise_power(device, noise):
     response = []
     for k in range(5):
         mean = WeightedMean()
-        for j in range(5):
-            frame = np.full((8, 6), float(j == k), np.complex64)
-            mean.add(device.asarray(frame), device.asarray(weights[j]), noise[j])
+        frames = np.zeros((5, 8, 6), np.complex64)
+        frames[k] = 1
+        mean.add(device.asarray(frames), device.asarray(weights), noise)
         response.append(to_host(mean.mean()).real)
     variance = (np.stack(response) ** 2 * noise[:, None, None]).sum(axis=0)
     np.testing.assert_allclose(variance, noise.sum() / 25, rtol=1e-4)
@@ -59,8 +60,8 @@ def test_no_combination_has_a_better_signal_to_noise_ratio(noise):
     rng = np.random.default_rng(1)
     amplitude = np.array([0.9, 0.2, -0.4])
     mean = WeightedMean()
-    for a, power in zip(amplitude, noise):
-        mean.add(np.full((1, 1), power * a, np.complex64), np.full((1, 1), a, np.float32), power)
+    frames, weights = (noise * amplitude).astype(np.complex64), amplitude.astype(np.float32)
+    mean.add(frames[:, None, None], weights[:, None, None], noise)
     best = mean.mean()[0, 0].real / np.sqrt(noise.sum() / 9)
     others = rng.normal(size=(1000, 3))
     ratios = others @ (noise * amplitude) / np.sqrt((others**2 * noise).sum(axis=1))
@@ -73,9 +74,10 @@ def test_halves_make_up_the_whole(device):
     frames = rng.normal(size=(5, 4, 3)).astype(np.complex64)
     weights = rng.uniform(0.1, 1, (5, 4, 3)).astype(np.float32)
     plain, weighted = Halves(), Halves()
-    for k in range(5):
-        plain.add(k, device.asarray(frames[k]))
-        weighted.add(k, device.asarray(frames[k]), device.asarray(weights[k]))
+    for batch in (slice(0, 3), slice(3, 5)):
+        indices = np.arange(5)[batch]
+        plain.add(indices, device.asarray(frames[batch]))
+        weighted.add(indices, device.asarray(frames[batch]), device.asarray(weights[batch]))
     np.testing.assert_allclose(to_host(plain.odd.mean()), frames[::2].mean(axis=0), atol=1e-6)
     np.testing.assert_allclose(to_host(plain.even.mean()), frames[1::2].mean(axis=0), atol=1e-6)
     np.testing.assert_allclose(to_host(plain.all().mean()), frames.mean(axis=0), atol=1e-6)
@@ -85,9 +87,30 @@ def test_halves_make_up_the_whole(device):
     assert not Halves().complete
 
 
+def test_frames_left_out_count_for_nothing(device):
+    rng = np.random.default_rng(0)
+    frames, weights = (rng.uniform(0.1, 1, (5, 4, 3)).astype(np.float32) for _ in range(2))
+    noise, which = rng.uniform(1, 2, 5), [0, 1, 4]
+    some, alone = Halves(), Halves()
+    some.add(np.arange(5), *(device.asarray(a) for a in (frames, weights)), noise, which)
+    alone.add(np.arange(5)[which], *(device.asarray(a[which]) for a in (frames, weights)), noise[which])
+    for a, b in ((some.odd, alone.odd), (some.even, alone.even), (some.all(), alone.all())):
+        assert a.count == b.count
+        np.testing.assert_allclose(to_host(a.mean()), to_host(b.mean()), rtol=1e-5)
+
+
+def test_halves_of_a_movie_are_its_frames_as_they_are(device):
+    """The movie begins with the file's fourth frame, which is even."""
+    raw = np.random.default_rng(0).integers(0, 9, (5, 6, 7)).astype(np.uint8)
+    halves = Halves.of_movie(PreparedMovie(device.asarray(raw)), [0, 1, 2, 4], 3)
+    np.testing.assert_allclose(to_host(halves.even.mean()), raw[[0, 2, 4]].mean(axis=0), rtol=1e-6)
+    np.testing.assert_allclose(to_host(halves.odd.mean()), raw[1], rtol=1e-6)
+    assert not Halves.of_movie(PreparedMovie(device.asarray(raw)), [1], 3).complete
+
+
 def test_what_no_frame_shows_stays_zero():
     mean = WeightedMean()
-    mean.add(np.ones((2, 2), np.complex64), np.array([[1, 0], [1, 0]], np.float32))
+    mean.add(np.ones((1, 2, 2), np.complex64), np.array([[[1, 0], [1, 0]]], np.float32))
     np.testing.assert_allclose(mean.mean(), [[1, 0], [1, 0]])
 
 

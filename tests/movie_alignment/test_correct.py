@@ -50,7 +50,7 @@ def test_a_distorted_pattern_becomes_the_true_one(device, shape):
     corrector = MotionCorrector(
         np.zeros((1, 2)), NO_POINTS, shape, Magnification(1.03, 0.98, 35.0, shape), device.xp
     )
-    found = to_host(corrector.corrected(device.asarray(frame), 0))
+    found = to_host(corrector.corrected(device.asarray(frame.copy())[None], [0]))[0]
     inner = (slice(5, -5), slice(5, -5))
     np.testing.assert_allclose(found[inner], pattern(y, x)[inner], atol=3e-3)
     assert np.abs(frame - pattern(y, x))[inner].max() > 0.3
@@ -66,7 +66,7 @@ def test_motion_and_stretch_in_one_interpolation(device, local):
     points = rng.normal(0, 1.5, (4, 5, 4, 2)) if local else NO_POINTS
     magnification = Magnification(*factors, shape)
     corrector = MotionCorrector(shifts, points, shape, magnification, device.xp)
-    found = corrector.corrected(device.asarray(frame.astype(np.float32)), 2)
+    found = corrector.corrected(device.asarray(frame.astype(np.float32))[None], [2])[0]
 
     y, x = np.mgrid[: shape[0], : shape[1]].astype(float)
     v, u = stretched_positions(y, x, 1 / factors[0], 1 / factors[1], factors[2], shape)
@@ -86,7 +86,7 @@ def test_without_stretch_translations_stay_exact(device):
     frame = np.random.default_rng(0).normal(size=shape).astype(np.float32)
     identity = MotionCorrector([[0.3, 1.2]], NO_POINTS, shape, Magnification(1.0, 1.0, 30.0, shape), device.xp)
     plain = MotionCorrector([[0.3, 1.2]], NO_POINTS, shape, xp=device.xp)
-    found = [to_host(c.corrected(device.asarray(frame.copy()), 0)) for c in (identity, plain)]
+    found = [to_host(c.corrected(device.asarray(frame.copy())[None], [0])) for c in (identity, plain)]
     assert found[0].dtype.kind == "c"
     np.testing.assert_array_equal(*found)
 
@@ -137,6 +137,6 @@ def test_motion_within_frames_is_taken_between_neighbours():
     stretched = MotionCorrector(shifts, NO_POINTS, (16, 16), Magnification(1.5, 1.0, 90.0, (16, 16)))
     for t, motion in enumerate([(3, 1), (2, 0.5), (1, 0)]):
         f = np.fft.fftfreq(16)[:, None] * motion[0] + np.fft.rfftfreq(16) * motion[1]
-        np.testing.assert_allclose(plain.in_frame_weight(t, np), np.sinc(f), atol=1e-6)
+        np.testing.assert_allclose(plain.in_frame_weights([t], np)[0], np.sinc(f), atol=1e-6)
         f = np.fft.fftfreq(16)[:, None] * 1.5 * motion[0] + np.fft.rfftfreq(16) * motion[1]
-        np.testing.assert_allclose(stretched.in_frame_weight(t, np), np.sinc(f), atol=1e-6)
+        np.testing.assert_allclose(stretched.in_frame_weights([t], np)[0], np.sinc(f), atol=1e-6)

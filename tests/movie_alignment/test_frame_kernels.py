@@ -24,11 +24,13 @@ def test_clean_frames(device, dtype):
     raw, dark, gain, index, sources = random_movie(dtype, (11, 37, 53), 60, rng)
     frames, window = [0, 3, 10], (5, 2, 23, 47)
     arrays = [device.asarray(array) for array in (dark, gain, index, sources)]
-    found = frame_kernels.clean_frames(device.asarray(raw), frames, *arrays[:2], window, *arrays[2:])
-    expected = reference.clean_frames(raw, frames, dark, gain, window, index, sources)
+    found = frame_kernels.clean_frames(device.asarray(raw), frames, *arrays[:2], window, 3.5, *arrays[2:])
+    expected = reference.clean_frames(raw, frames, dark, gain, window, 3.5, index, sources)
     assert found.dtype == np.float32
     np.testing.assert_allclose(to_host(found), expected, rtol=1e-5, atol=1e-4)
-    assert (np.abs(expected - (raw[frames] - dark.astype(float))[:, 5:28, 2:49] * gain[5:28, 2:49]) > 1).any()
+    assert (
+        np.abs(expected + 3.5 - (raw[frames] - dark.astype(float))[:, 5:28, 2:49] * gain[5:28, 2:49]) > 1
+    ).any()
 
 
 @pytest.mark.parametrize(("with_dark", "with_gain"), [(False, False), (True, False), (False, True)])
@@ -37,23 +39,73 @@ def test_clean_frames_without_references(device, with_dark, with_gain):
     dark, gain = dark if with_dark else None, gain if with_gain else None
     arrays = [None if array is None else device.asarray(array) for array in (dark, gain)]
     window, bad = (0, 0, 1, 7), [device.asarray(array) for array in (index, sources)]
-    found = frame_kernels.clean_frames(device.asarray(raw), [1], *arrays, window, *bad)
-    expected = reference.clean_frames(raw, [1], dark, gain, window, index, sources)
+    found = frame_kernels.clean_frames(device.asarray(raw), [1], *arrays, window, 0.0, *bad)
+    expected = reference.clean_frames(raw, [1], dark, gain, window, 0.0, index, sources)
     np.testing.assert_allclose(to_host(found), expected, rtol=1e-6)
+    found = frame_kernels.sum_frames(device.asarray(raw), [1, 0], *arrays, *bad)
+    np.testing.assert_allclose(
+        to_host(found), reference.sum_frames(raw, [1, 0], dark, gain, index, sources), rtol=1e-6
+    )
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+def test_sum_of_frames(device, dtype):
+    """Bad pixels take what replaces them in each frame."""
+    rng = np.random.default_rng(TYPES.index(dtype))
+    raw, dark, gain, index, sources = random_movie(dtype, (21, 37, 53), 60, rng)
+    frames = [0, 3, 20, 4, 5, 6, 7, 8, 9, 10, 11]
+    arrays = [device.asarray(array) for array in (dark, gain, index, sources)]
+    found = to_host(frame_kernels.sum_frames(device.asarray(raw), frames, *arrays))
+    expected = reference.sum_frames(raw, frames, dark, gain, index, sources)
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-3)
+    plain = ((raw[frames] - dark.astype(float)) * gain).sum(axis=0)
+    changed = np.flatnonzero(np.abs(found - plain) > 0.5)
+    assert len(changed) > 50
+    assert np.isin(changed, index).all()
+
+
+@pytest.mark.parametrize("grid", [(9, 14), (12, 16)])
+def test_images_on_another_grid(device, grid):
+    rng = np.random.default_rng(0)
+    images = rng.normal(size=(3, 9, 14)).astype(np.float32)
+    rows, columns = (np.tile(np.minimum(np.arange(n), s - 1), (3, 1)) for n, s in zip(grid, images.shape[1:]))
+    rows[0, -2:], rows[1, 0], columns[2, 1:3], columns[0, -1] = (4, 3), 5, (7, 9), 6
+    expected = reference.gather(images, rows, columns)
+    found = frame_kernels.gather(device.asarray(images.copy()), rows, columns)
+    np.testing.assert_array_equal(to_host(found), expected)
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (17, 300), (64, 33)])
-def test_spectra_are_moved_and_summed_in_place(device, shape):
+def test_spectra_are_moved_in_place(device, shape):
     rng = np.random.default_rng(1)
-    spectrum, total = (
-        (rng.normal(size=shape) + 1j * rng.normal(size=shape)).astype(np.complex64) for _ in range(2)
-    )
-    ey, ex = (np.exp(1j * rng.normal(size=n)).astype(np.complex64) for n in shape)
-    weight, power = (rng.uniform(-1, 1, shape).astype(np.float32) for _ in range(2))
-    on_device = [device.asarray(array.copy()) for array in (spectrum, total, power)]
-    frame_kernels.turn_phases(on_device[0], device.asarray(ey), device.asarray(ex))
-    np.testing.assert_allclose(to_host(on_device[0]), reference.turn_phases(spectrum, ey, ex), atol=1e-5)
-    frame_kernels.add_weighted(*on_device[1:], device.asarray(spectrum), device.asarray(weight), 1.7)
-    expected = reference.add_weighted(total, power, spectrum, weight, 1.7)
-    for found, wanted in zip(on_device[1:], expected):
-        np.testing.assert_allclose(to_host(found), wanted, atol=1e-5)
+    spectra = (rng.normal(size=(3, *shape)) + 1j * rng.normal(size=(3, *shape))).astype(np.complex64)
+    ey, ex = (np.exp(1j * rng.normal(size=(3, n))).astype(np.complex64) for n in shape)
+    on_device = device.asarray(spectra.copy())
+    frame_kernels.turn_phases(on_device, device.asarray(ey), device.asarray(ex))
+    np.testing.assert_allclose(to_host(on_device), reference.turn_phases(spectra, ey, ex), atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "complex64"])
+@pytest.mark.parametrize("shape", [(1, 1), (17, 300), (64, 33)])
+def test_frames_are_summed_in_place(device, shape, dtype):
+    rng = np.random.default_rng(1)
+    values = rng.normal(size=(5, *shape)) + 1j * rng.normal(size=(5, *shape))
+    values = (values if dtype == "complex64" else values.real).astype(dtype)
+    frames, total = values[:4], values[4]
+    weights, power = (rng.uniform(-1, 1, (n, *shape)).astype(np.float32) for n in (4, 1))
+    for chosen, weight in (([0, 3, 2], weights), ([1], weights), ([2, 0], None)):
+        noise = rng.uniform(1, 2, len(chosen))
+        expected = reference.add_frames(total, power[0], frames, chosen, weight, noise)
+        found = [device.asarray(total.copy()), None if weight is None else device.asarray(power[0].copy())]
+        arrays = device.asarray(frames), chosen, None if weight is None else device.asarray(weight)
+        frame_kernels.add_frames(*found, *arrays, noise)
+        np.testing.assert_allclose(to_host(found[0]), expected[0], atol=1e-5)
+        if weight is not None:
+            np.testing.assert_allclose(to_host(found[1]), expected[1], atol=1e-5)
+
+
+def test_batches_hold_every_frame_once():
+    batches = frame_kernels.frame_batches(range(3, 14), (4096, 4096), None, copies=2)
+    assert [list(batch) for batch in batches] == [[3, 4, 5, 6], [7, 8, 9, 10], [11, 12, 13]]
+    assert [len(batch) for batch in frame_kernels.frame_batches(range(3), (64, 64), np)] == [1, 1, 1]

@@ -23,8 +23,11 @@ def test_warp_equals_the_reference(device, shape, size):
     rng = np.random.default_rng(sum(shape))
     image = rng.normal(size=shape).astype(np.float32)
     grid = grid_for(shape, 8, rng, size)
-    found = to_host(warp(device.asarray(image), device.asarray(grid), 8))
-    np.testing.assert_allclose(found, reference_warp(image, grid, 8), atol=1e-4)
+    images, grids = np.stack([image, image[::-1]]), np.stack([grid, -grid])
+    expected = [reference_warp(*pair, 8) for pair in zip(images, grids)]
+    np.testing.assert_allclose(
+        to_host(warp(device.asarray(images), device.asarray(grids), 8)), expected, atol=1e-4
+    )
 
 
 def test_warp_direction(device):
@@ -32,7 +35,7 @@ def test_warp_direction(device):
     image[8, 9] = 1
     grid = np.zeros((3, 3, 2), dtype=np.float32)
     grid[..., 0], grid[..., 1] = 3, -2
-    moved = to_host(warp(device.asarray(image), device.asarray(grid), 16))
+    moved = to_host(warp(device.asarray(image[None]), device.asarray(grid[None]), 16))[0]
     assert np.unravel_index(moved.argmax(), moved.shape) == (11, 7)
 
 

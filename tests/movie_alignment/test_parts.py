@@ -7,8 +7,8 @@ import scipy.fft
 from xmipp_accel.backend import to_host
 from xmipp_accel.errors import ProcessingError
 from xmipp_accel.movie_alignment import correlate, prepare, solve
-from xmipp_accel.movie_alignment.correct import translate_spectrum
 from xmipp_accel.movie_alignment.dose import accumulated, critical_exposure
+from xmipp_accel.movie_alignment.frame_grid import FrameGrid
 from xmipp_accel.movie_alignment.model import LocalModel, Stiffness, robust_factors
 from xmipp_accel.movie_alignment.patches import frame_groups, make_grid
 from xmipp_accel.movie_alignment.spectra import (
@@ -16,7 +16,6 @@ from xmipp_accel.movie_alignment.spectra import (
     crop_half_plane,
     frame_spectra,
     gaussian,
-    moving_phases,
     smooth_size,
 )
 from xmipp_accel.movie_alignment.whole_frame import align_whole_frames
@@ -109,11 +108,11 @@ def test_pixels_inside_wide_defects_have_sources_too():
 
 def test_mostly_bad_frames_are_refused():
     with pytest.raises(ProcessingError, match="75 % of the pixels"):
-        prepare.BadPixels(np.arange(16).reshape(4, 4) >= 4)
+        prepare.BadPixels((4, 4), np.arange(4, 16))
 
 
 def test_bad_pixels_with_others():
-    known = prepare.BadPixels(np.eye(5, dtype=bool))
+    known = prepare.BadPixels((5, 5), np.flatnonzero(np.eye(5)))
     both = known.with_others(np.array([1, 3]))
     assert known.with_others(np.zeros(0, np.int64)) is known
     assert len(known.index) == 5
@@ -274,16 +273,38 @@ def test_groups():
 # --- averages
 
 
-@pytest.mark.parametrize("shift", [(2.0, -3.0), (-4.0, 1.0)])
-def test_translation_mirrors_at_the_border(device, shift):
+@pytest.mark.parametrize("shape", [(30, 41), (36, 46), (13, 22)])
+@pytest.mark.parametrize("shift", [(2.0, -3.0), (-4.0, 1.0), (0.0, 3.0)])
+def test_translation_mirrors_at_the_border(device, shape, shift):
+    """Also where the frame is continued to a larger grid, by less or more than the shift."""
     rng = np.random.default_rng(0)
-    image = rng.normal(size=(30, 41)).astype(np.float32)
-    phases = moving_phases(np.array(shift), np.fft.fftfreq(30), np.fft.rfftfreq(41), device.xp)
-    moved = translate_spectrum(device.asarray(image).copy(), shift, phases)
-    moved = scipy.fft.irfft2(to_host(moved), image.shape)
+    image = rng.normal(size=shape).astype(np.float32)
+    grid = FrameGrid(image.shape)
+    images = device.asarray(np.stack([np.zeros_like(image), image]))
+    moved = grid.moved_spectra(images, [[5.0, 5.0], shift])
+    moved = to_host(grid.image(moved[1]))
     dy, dx = (int(s) for s in shift)
     padded = np.pad(image, 8, mode="reflect")
-    np.testing.assert_allclose(moved, padded[8 - dy : 38 - dy, 8 - dx : 49 - dx], atol=1e-5)
+    expected = padded[8 - dy : 8 - dy + shape[0], 8 - dx : 8 - dx + shape[1]]
+    np.testing.assert_allclose(moved, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(("shape", "padded"), [
+    ((3838, 3710), (3840, 3750)),
+    ((4096, 5760), (4096, 5760)),
+    ((33, 62), (36, 64)),
+    ((1, 9), (2, 10)),
+])  # fmt: skip
+def test_frames_are_transformed_on_a_fast_grid(device, shape, padded):
+    grid = FrameGrid(shape)
+    assert grid.padded == padded
+    images = np.random.default_rng(0).normal(size=(2, *(min(s, 62) for s in shape))).astype(np.float32)
+    grid = FrameGrid(images.shape[1:])
+    spectra = grid.spectra(device.asarray(images.copy()))
+    assert spectra.shape == (2, grid.padded[0], grid.padded[1] // 2 + 1)
+    np.testing.assert_allclose(to_host(grid.image(spectra[1])), images[1], atol=1e-5)
+    continued = np.pad(images[1], [(0, p - s) for s, p in zip(grid.shape, grid.padded)], mode="reflect")
+    np.testing.assert_allclose(to_host(spectra[1]), scipy.fft.rfft2(continued), atol=1e-3)
 
 
 def test_critical_exposure():

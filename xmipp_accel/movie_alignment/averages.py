@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from xmipp_accel.backend import array_module, fft_module
-from xmipp_accel.movie_alignment.frame_kernels import add_weighted
+from xmipp_accel.backend import array_module
+from xmipp_accel.movie_alignment.frame_kernels import add_frames
 
 
 class WeightedMean:
@@ -21,38 +21,40 @@ class WeightedMean:
     Frames come either all as images without weights or all as half-plane transforms.
     """
 
-    def __init__(self):
-        self.total = self._power = None
-        self.count, self._plain_power = 0, 0.0
+    def __init__(self, total=None, count=0):
+        self.total, self.count = total, count
+        self._power, self._plain_power = None, 0.0
 
-    def add(self, frame, weight=None, noise=1.0):
-        """Add a frame.
+    def add(self, frames, weights=None, noise=None, which=None):
+        """Add frames.
 
         Parameters
         ----------
-        frame : array
-            Image (ny, nx), or its transform (ny, nx // 2 + 1).
-        weight : array of float32, optional
-            The amplitude ``w_t`` of each frequency of a transform; 1 by default.
-        noise : float
-            The power ``v_t``, in any unit; it must not be 0 for all frames.
+        frames : array of float32 or complex64, shape (b, ny, nx) or (b, ny, nx // 2 + 1)
+            Images or their transforms.
+        weights : array of float32, optional
+            The amplitudes ``w_t`` of each frequency of the transforms; 1 by default.
+        noise : array_like, shape (b,), optional
+            The powers ``v_t``, in any unit, of which at least one is not 0; 1 by default.
+        which : sequence of int, optional
+            Those of the frames that are added; all by default.
         """
-        self.count += 1
-        if weight is None:
-            self.total = _added(self.total, frame)
-            return
+        which = np.arange(len(frames)) if which is None else np.asarray(which, dtype=int)
+        noise = np.ones(len(which)) if noise is None else np.asarray(noise)[which]
+        xp = array_module(frames)
         if self.total is None:
-            xp = array_module(frame)
-            self.total, self._power = xp.zeros_like(frame), xp.zeros(frame.shape, dtype=xp.float32)
-        add_weighted(self.total, self._power, frame, weight, noise)
-        self._plain_power += noise
+            self.total = xp.zeros(frames.shape[1:], dtype=frames.dtype)
+        if weights is not None and self._power is None:
+            self._power = xp.zeros(frames.shape[1:], dtype=xp.float32)
+        add_frames(self.total, self._power, frames, which, weights, noise)
+        self.count += len(which)
+        self._plain_power += float(noise.sum())
 
     def __add__(self, other):
         """Average of the frames of both; neither is changed."""
         if not (self.count and other.count):
             return other if other.count else self
-        both = WeightedMean()
-        both.total, both.count = self.total + other.total, self.count + other.count
+        both = WeightedMean(self.total + other.total, self.count + other.count)
         if self._power is not None:
             both._power = self._power + other._power
             both._plain_power = self._plain_power + other._plain_power
@@ -68,23 +70,29 @@ class WeightedMean:
         return self.total * (xp.sqrt(xp.float32(self._plain_power) / power) / xp.float32(self.count))
 
 
-def _added(total, array):
-    """Add in place; a total that does not exist yet becomes a copy."""
-    if total is None:
-        return array.copy()
-    total += array
-    return total
-
-
 class Halves:
     """The averages of the frames with odd and with even numbers, counted from 1."""
 
     def __init__(self):
         self.odd, self.even = WeightedMean(), WeightedMean()
 
-    def add(self, index, frame, weight=None, noise=1.0):
-        """Add the frame with this index, counted from 0; otherwise as :meth:`WeightedMean.add`."""
-        (self.even if index % 2 else self.odd).add(frame, weight, noise)
+    @classmethod
+    def of_movie(cls, movie, frames, first_frame=0):
+        """Those of listed frames of a :class:`PreparedMovie`, which begins with the file's frame `first_frame`."""
+        halves = cls()
+        for parity, half in enumerate((halves.odd, halves.even)):
+            members = [t for t in frames if (first_frame + t) % 2 == parity]
+            if members:
+                half.total, half.count = movie.sum(members), len(members)
+        return halves
+
+    def add(self, indices, frames, weights=None, noise=None, which=None):
+        """Add frames with these `indices` (b,), counted from 0; otherwise as :meth:`WeightedMean.add`."""
+        which = np.arange(len(frames)) if which is None else np.asarray(which, dtype=int)
+        for parity, half in enumerate((self.odd, self.even)):
+            members = which[np.asarray(indices)[which] % 2 == parity]
+            if len(members):
+                half.add(frames, weights, noise, members)
 
     @property
     def complete(self):
@@ -94,11 +102,6 @@ class Halves:
     def all(self):
         """Average of all frames."""
         return self.odd + self.even
-
-
-def half_plane(frame):
-    """Transform (ny, nx // 2 + 1) of an image, or what is such a transform already."""
-    return fft_module(frame).rfft2(frame) if frame.dtype.kind == "f" else frame
 
 
 def in_frame_weight(shape, motion, xp):

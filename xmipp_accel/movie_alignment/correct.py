@@ -10,14 +10,17 @@ import numpy as np
 
 from xmipp_accel.backend import array_module, cuda_kernel, fft_module, to_host
 from xmipp_accel.movie_alignment import quality
-from xmipp_accel.movie_alignment.averages import Halves, half_plane, in_frame_weight
+from xmipp_accel.movie_alignment.averages import Halves, in_frame_weight
 from xmipp_accel.movie_alignment.dose import DoseWeights, accumulated
-from xmipp_accel.movie_alignment.frame_kernels import turn_phases
-from xmipp_accel.movie_alignment.spectra import crop_half_plane, moving_phases
+from xmipp_accel.movie_alignment.frame_grid import FrameGrid
+from xmipp_accel.movie_alignment.frame_kernels import frame_batches
+from xmipp_accel.movie_alignment.spectra import crop_half_plane
 from xmipp_accel.numerics import bspline
 
 GRID_STEP = 16
 BLOCK = (32, 8)
+# Of a batch of frames that are there at a time: images, transforms, weights, and the transform's own memory.
+COPIES = 4
 
 
 def binned_shape(shape, factor):
@@ -25,53 +28,30 @@ def binned_shape(shape, factor):
     return tuple(shape) if factor == 1 else tuple(2 * int(s / factor / 2) for s in shape)
 
 
-def warp(image, grid, step=GRID_STEP):
-    """Move the content of `image` (ny, nx) along the translations `grid` (gy, gx, 2) at nodes `step` px apart."""
-    if array_module(image) is np:
-        from xmipp_accel.kernels.cpu.warp import warp as cpu_warp
+def warp(images, grids, step=GRID_STEP):
+    """Move the content of images (b, ny, nx) along translations (b, gy, gx, 2) at nodes `step` px apart.
 
-        return cpu_warp(image, grid, step)
-    return _cuda_warp(image, grid, step)
-
-
-def _cuda_warp(image, grid, step):
-    xp = array_module(image)
-    ny, nx = (np.int32(s) for s in image.shape)
-    blocks = (-(-int(nx) // BLOCK[0]), -(-int(ny) // BLOCK[1]))
-    image = xp.ascontiguousarray(image, dtype=xp.float32)
-    grid = xp.ascontiguousarray(grid, dtype=xp.float32)
-    rows, coefficients, out = (xp.empty(image.shape, dtype=xp.float32) for _ in range(3))
-    cuda_kernel("warp", "prefilter<1>")(blocks, BLOCK, (image, rows, ny, nx))
-    cuda_kernel("warp", "prefilter<0>")(blocks, BLOCK, (rows, coefficients, ny, nx))
-    gy, gx = (np.int32(s) for s in grid.shape[:2])
-    cuda_kernel("warp", "warp")(blocks, BLOCK, (coefficients, grid, out, ny, nx, gy, gx, np.int32(step)))
-    return out
-
-
-def translate_spectrum(frame, shift, phases):
-    """Fourier transform (ny, nx // 2 + 1) of `frame` moved by `shift` (y, x); its border is mirrored.
-
-    `phases` are those of `moving_phases` for this shift. The frame is changed.
+    The images may be overwritten.
     """
-    frame = _mirror_wrapped(frame, shift)
-    spectrum = fft_module(frame).rfft2(frame)
-    turn_phases(spectrum, *phases)
-    return spectrum
+    if array_module(images) is not np:
+        return _cuda_warp(images, grids, step)
+    from xmipp_accel.kernels.cpu.warp import warp_frames
+
+    return warp_frames(images, grids, step)
 
 
-def _mirror_wrapped(frame, shift):
-    """Overwrite what a periodic translation carries out at one border by the mirror image of the other border.
-
-    It comes in there again, and so continues the frame instead of showing its far side.
-    """
-    for axis in (0, 1):
-        view = frame.swapaxes(0, axis)
-        width = min(int(np.ceil(abs(shift[axis]))), len(view) // 2 - 1)
-        if width > 0 and shift[axis] > 0:
-            view[len(view) - width :] = view[width:0:-1].copy()
-        elif width > 0:
-            view[:width] = view[-2 : -2 - width : -1].copy()
-    return frame
+def _cuda_warp(images, grids, step):
+    xp = array_module(images)
+    ny, nx = (np.int32(s) for s in images.shape[1:])
+    blocks = (-(-int(nx) // BLOCK[0]), -(-int(ny) // BLOCK[1]), len(images))
+    images = xp.ascontiguousarray(images, dtype=xp.float32)
+    grids = xp.ascontiguousarray(grids, dtype=xp.float32)
+    other = xp.empty(images.shape, dtype=xp.float32)
+    cuda_kernel("warp", "prefilter<1>")(blocks, BLOCK, (images, other, ny, nx))
+    cuda_kernel("warp", "prefilter<0>")(blocks, BLOCK, (other, images, ny, nx))
+    gy, gx = (np.int32(s) for s in grids.shape[1:3])
+    cuda_kernel("warp", "warp")(blocks, BLOCK, (images, grids, other, ny, nx, gy, gx, np.int32(step)))
+    return other
 
 
 class MotionCorrector:
@@ -91,17 +71,14 @@ class MotionCorrector:
     """
 
     def __init__(self, shifts, control_points, shape, magnification=None, xp=np):
-        self.shifts, self.shape = np.asarray(shifts), tuple(shape)
+        self.shifts, self.shape, self.grid = np.asarray(shifts), tuple(shape), FrameGrid(shape)
         self._stretch = None if magnification is None or magnification.is_identity else magnification
         control_points = np.asarray(control_points)
         self.interpolates = control_points.size > 0 or self._stretch is not None
         self._path = self.shifts
         if self.interpolates:
             grid = self._translations(control_points)
-            self._grid, self._path = xp.asarray(grid, dtype=xp.float32), grid.mean(axis=(1, 2))
-        else:
-            frequencies = np.fft.fftfreq(self.shape[0]), np.fft.rfftfreq(self.shape[1])
-            self._phases = moving_phases(self.shifts, *frequencies, xp)
+            self._nodes, self._path = xp.asarray(grid, dtype=xp.float32), grid.mean(axis=(1, 2))
 
     def _translations(self, control_points):
         """Translations (n, gy, gx, 2) to apply at the warp's nodes."""
@@ -120,22 +97,25 @@ class MotionCorrector:
         y, x = (np.clip(seen[..., axis].ravel(), 0, self.shape[axis]) for axis in (0, 1))
         return whole + bspline.evaluate_frames(control_points, frames, y, x, lengths).reshape(whole.shape)
 
-    def corrected(self, frame, t):
-        """Frame `t` corrected, as an image if it is interpolated, else as its half-plane transform."""
+    def corrected(self, images, frames):
+        """The listed frames corrected, as images if they are interpolated, else as half-plane transforms."""
         if self.interpolates:
-            return warp(frame, self._grid[t])
-        return translate_spectrum(frame, self.shifts[t], [phases[t] for phases in self._phases])
+            return warp(images, self._nodes[frames])
+        return self.grid.moved_spectra(images, self.shifts[frames])
 
-    def in_frame_weight(self, t, xp):
-        """Amplitude (ny, nx // 2 + 1) that the motion during frame `t` leaves.
+    def in_frame_weights(self, frames, xp):
+        """Amplitudes (b, ky, kx) that the motion during the listed frames leaves.
 
         It is taken for half the way from the frame before to the frame behind, averaged over the field of view.
         """
-        before, behind = max(t - 1, 0), min(t + 1, len(self._path) - 1)
-        motion = (self._path[behind] - self._path[before]) / max(1, behind - before)
-        if self._stretch is not None:
-            motion = self._stretch.matrix @ motion
-        return in_frame_weight(self.shape, motion, xp)
+        weights = []
+        for t in frames:
+            before, behind = max(t - 1, 0), min(t + 1, len(self._path) - 1)
+            motion = (self._path[behind] - self._path[before]) / max(1, behind - before)
+            if self._stretch is not None:
+                motion = self._stretch.matrix @ motion
+            weights.append(in_frame_weight(self.grid.padded, motion, xp))
+        return xp.stack(weights)
 
 
 def corrected_averages(
@@ -169,40 +149,38 @@ def corrected_averages(
     numbers : dict of str to float
         See :func:`xmipp_accel.movie_alignment.quality.even_odd_frc`.
     """
-    xp, shape = movie.xp, movie.shape[1:]
-    initial, plain, weighted = Halves(), Halves(), Halves()
+    xp, shape, grid = movie.xp, movie.shape[1:], corrector.grid
+    plain, weighted = Halves(), Halves()
     noise = exposures if exposures.any() else np.ones(len(exposures))
     dose = None
     if exposures.any() and parameters.save_dose_weighted:
         # What all frames have received before cancels, since the noise keeps its power; so does the pre-exposure.
         received = accumulated(exposures)
-        dose = DoseWeights(shape, sampling_rate, received - received[frames[0]], parameters.voltage, xp)
-    for t, frame in zip(frames, movie.each(frames)):
-        index = first_frame + t
-        if t not in blank:
-            initial.add(index, frame)  # before the correction, which may overwrite its border
-        corrected = corrector.corrected(frame, t)
+        dose = DoseWeights(grid.padded, sampling_rate, received - received[frames[0]], parameters.voltage, xp)
+    for batch in frame_batches(frames, shape, xp, COPIES):
+        corrected = corrector.corrected(movie.frames(batch), batch)
         if on_corrected is not None:
-            on_corrected(to_host(_binned(corrected, shape, parameters.bin_factor)))
-        if t in blank:
-            continue
-        weight = corrector.in_frame_weight(t, xp) if parameters.correct_in_frame_motion else None
-        if weight is not None or dose is not None:
-            corrected = half_plane(corrected)
-        plain.add(index, corrected, weight, noise[t])
+            for frame in corrected:
+                on_corrected(to_host(_binned(frame, grid, parameters.bin_factor)))
+        blur = corrector.in_frame_weights(batch, xp) if parameters.correct_in_frame_motion else None
+        if corrected.dtype.kind == "f" and (blur is not None or dose is not None):
+            corrected = grid.spectra(corrected)
+        indices, lit = first_frame + batch, np.flatnonzero(~np.isin(batch, blank))
+        plain.add(indices, corrected, blur, noise[batch], lit)
         if dose is not None:
-            by_dose = dose.weight(t)
-            weighted.add(index, corrected, by_dose if weight is None else weight * by_dose, noise[t])
-    images = _images(plain, weighted, initial, shape, parameters)
+            by_dose = dose.weights(batch)
+            weighted.add(indices, corrected, by_dose if blur is None else blur * by_dose, noise[batch], lit)
+    initial = Halves.of_movie(movie, [t for t in frames if t not in blank], first_frame)
+    images = _images(plain, weighted, initial, grid, parameters)
     return images, quality.even_odd_frc(plain, initial, shape, sampling_rate)
 
 
-def _images(plain, weighted, initial, shape, parameters):
+def _images(plain, weighted, initial, grid, parameters):
     """Wanted images on the host, by the names of `corrected_averages`."""
     images = {}
 
     def finish(average):
-        return _binned(average.mean(), shape, parameters.bin_factor)
+        return _binned(average.mean(), grid, parameters.bin_factor)
 
     if parameters.save_unweighted:
         images["unweighted"] = finish(plain.all())
@@ -219,13 +197,14 @@ def _images(plain, weighted, initial, shape, parameters):
     return {name: to_host(image) for name, image in images.items()}
 
 
-def _binned(frame, shape, factor):
+def _binned(frame, grid, factor):
     """Binned image of what is an image or its half-plane transform."""
-    if factor == 1 and frame.dtype.kind == "f":
-        return frame
-    new_shape = binned_shape(shape, factor)
-    spectrum = half_plane(frame)
-    if factor != 1:
-        spectrum = crop_half_plane(spectrum, shape, new_shape)
-    scale = new_shape[0] * new_shape[1] / (shape[0] * shape[1])
+    if factor == 1:
+        return grid.image(frame)
+    if grid.padded != grid.shape:  # pixels that are not there would be binned too
+        frame = grid.image(frame)
+    spectrum = frame if frame.dtype.kind == "c" else fft_module(frame).rfft2(frame)
+    new_shape = binned_shape(grid.shape, factor)
+    spectrum = crop_half_plane(spectrum, grid.shape, new_shape)
+    scale = new_shape[0] * new_shape[1] / (grid.shape[0] * grid.shape[1])
     return fft_module(spectrum).irfft2(spectrum, s=new_shape) * array_module(spectrum).float32(scale)

@@ -54,6 +54,8 @@ class DoseWeights:
         self._received = np.asarray(received, dtype=np.float64)
         self._xp = xp
 
-    def weight(self, k):
-        """Weight of frame `k`, float32 of shape (ny, nx // 2 + 1)."""
-        return self._xp.exp(self._rate * self._xp.float32(self._received[k]))
+    def weights(self, frames):
+        """Weights of the listed frames, float32 of shape (b, ny, nx // 2 + 1)."""
+        received = self._xp.asarray(self._received[frames], dtype=self._xp.float32)
+        weights = self._rate * received[:, None, None]
+        return self._xp.exp(weights, out=weights)

@@ -119,7 +119,7 @@ class MovieAlignmentExecutor:
         if self._defects:
             bad = bad | read_defects(self._defects, shape)
         try:
-            return gain, dark, BadPixels(bad)
+            return gain, dark, BadPixels(shape, np.flatnonzero(bad))
         except ProcessingError as error:
             raise ProcessingError(f"{' and '.join(filter(None, self.reference_paths))}: {error}") from error
 

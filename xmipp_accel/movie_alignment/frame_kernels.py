@@ -18,52 +18,115 @@ def frames_at_a_time(shape, xp):
     return 1 if xp is np else max(1, DEVICE_BYTES // (4 * shape[0] * shape[1]))
 
 
-def clean_frames(raw, frames, dark, gain, window, index, sources):
-    """Frames (b, height, width), float32, without dark, gain and bad pixels."""
+def frame_batches(frames, shape, xp, copies=1):
+    """Split frames into lists of about equal length that are worked on together, in so many copies."""
+    together = max(1, frames_at_a_time(shape, xp) // copies)
+    return np.array_split(np.asarray(frames), -(-len(frames) // together)) if len(frames) else []
+
+
+def clean_frames(raw, frames, dark, gain, window, level, index, sources):
+    """Frames (b, height, width), float32, without dark, gain, bad pixels and `level`."""
     xp = array_module(raw)
-    frames = np.asarray(frames, dtype=np.int32)
-    if raw.dtype.name not in C_NAMES:
-        raw, sources = raw[frames].astype(xp.float32), sources[frames % len(sources)]
-        frames = np.arange(len(frames), dtype=np.int32)
+    raw, frames, sources = _readable(raw, frames, sources)
     if xp is np:
         from xmipp_accel.kernels.cpu.frames import clean_frames as cpu_clean
 
-        return cpu_clean(raw, frames, dark, gain, window, index, sources)
+        return cpu_clean(raw, frames, dark, gain, window, level, index, sources)
     name = C_NAMES[raw.dtype.name]
     y0, x0, height, width = (np.int32(value) for value in window)
     out = xp.empty((len(frames), height, width), dtype=xp.float32)
     arrays = raw, xp.asarray(frames), _pointer(dark), _pointer(gain), out
-    sizes = np.int32(raw.shape[1]), np.int32(raw.shape[2]), y0, x0
+    sizes, level = (np.int32(raw.shape[1]), np.int32(raw.shape[2]), y0, x0), np.float32(level)
     kernel = cuda_kernel("frames", f"clean_frames<{name}>")
-    kernel((_blocks(width), int(height), len(frames)), (THREADS,), (*arrays, *sizes, width))
+    kernel((_blocks(width), int(height), len(frames)), (THREADS,), (*arrays, *sizes, width, level))
     if len(index):
         counts = np.int32(len(index)), np.int32(len(sources))
         kernel = cuda_kernel("frames", f"fill_pixels<{name}>")
-        arguments = *arrays, *sizes, height, width, index, sources, *counts
+        arguments = *arrays, *sizes, height, width, level, index, sources, *counts
         kernel((_blocks(len(index)), len(frames)), (THREADS,), arguments)
     return out
 
 
-def turn_phases(spectrum, ey, ex):
-    """Translate the frame whose half-plane transform is `spectrum`, in place."""
-    if array_module(spectrum) is np:
+def sum_frames(raw, frames, dark, gain, index, sources):
+    """Sum (ny, nx), float32, of frames without dark, gain and bad pixels."""
+    xp = array_module(raw)
+    raw, frames, sources = _readable(raw, frames, sources)
+    if xp is np:
+        from xmipp_accel.kernels.cpu.frames import sum_frames as cpu_sum
+
+        return cpu_sum(raw, frames, dark, gain, index, sources)
+    name = C_NAMES[raw.dtype.name]
+    out = xp.empty(raw.shape[1:], dtype=xp.float32)
+    arguments = (
+        raw,
+        xp.asarray(frames),
+        _pointer(dark),
+        _pointer(gain),
+        out,
+        np.int32(len(frames)),
+        np.int64(out.size),
+    )
+    cuda_kernel("frames", f"sum_frames<{name}>")((_blocks(out.size),), (THREADS,), arguments)
+    if len(index):
+        counts = np.int32(len(index)), np.int32(len(sources))
+        kernel = cuda_kernel("frames", f"fill_sum<{name}>")
+        kernel((_blocks(len(index)),), (THREADS,), (*arguments, index, sources, *counts))
+    return out
+
+
+def _readable(raw, frames, sources):
+    """The same frames in a type that the kernels read."""
+    frames = np.asarray(frames, dtype=np.int32)
+    if raw.dtype.name in C_NAMES:
+        return raw, frames, sources
+    converted = raw[frames].astype(array_module(raw).float32)
+    return converted, np.arange(len(frames), dtype=np.int32), sources[frames % len(sources)]
+
+
+def gather(images, rows, columns):
+    """Images (b, ny, nx) on a grid whose rows (b, height) and columns (b, width) come from where these say.
+
+    The images may be overwritten.
+    """
+    xp = array_module(images)
+    if xp is np:
+        from xmipp_accel.kernels.cpu.frames import gather as cpu_gather
+
+        return cpu_gather(images, rows, columns)
+    (height, width), (ny, nx) = (rows.shape[1], columns.shape[1]), images.shape[1:]
+    out = xp.empty((len(images), height, width), dtype=xp.float32)
+    maps = [xp.asarray(index, dtype=xp.int32) for index in (rows, columns)]
+    sizes = np.int32(ny), np.int32(nx), np.int32(width)
+    cuda_kernel("frames", "gather")(
+        (_blocks(width), height, len(images)), (THREADS,), (images, *maps, out, *sizes)
+    )
+    return out
+
+
+def turn_phases(spectra, ey, ex):
+    """Translate frames whose half-plane transforms are `spectra` (b, ky, kx), in place."""
+    if array_module(spectra) is np:
         from xmipp_accel.kernels.cpu.frames import turn_phases as cpu_turn
 
-        cpu_turn(spectrum, ey, ex)
+        cpu_turn(spectra, ey, ex)
         return
-    ky, kx = spectrum.shape
-    cuda_kernel("frames", "turn_phases")((_blocks(kx), ky), (THREADS,), (spectrum, ey, ex, np.int32(kx)))
+    b, ky, kx = spectra.shape
+    cuda_kernel("frames", "turn_phases")((_blocks(kx), ky, b), (THREADS,), (spectra, ey, ex, np.int32(kx)))
 
 
-def add_weighted(total, power, spectrum, weight, noise):
-    """Add to a weighted sum and to the power of its noise, in place."""
-    if array_module(total) is np:
-        from xmipp_accel.kernels.cpu.frames import add_weighted as cpu_add
+def add_frames(total, power, frames, which, weights, noise):
+    """Add those of the `frames` (b, ny, nx) to a weighted sum and to the power of its noise, in place."""
+    xp = array_module(total)
+    which, noise = np.asarray(which, dtype=np.int32), np.asarray(noise, dtype=np.float32)
+    if xp is np:
+        from xmipp_accel.kernels.cpu.frames import add_frames as cpu_add
 
-        cpu_add(total, power, spectrum, weight, np.float32(noise))
+        cpu_add(total, power, frames, which, weights, noise)
         return
-    arguments = total, power, spectrum, weight, np.float32(noise), np.int64(total.size)
-    cuda_kernel("frames", "add_weighted")((_blocks(total.size),), (THREADS,), arguments)
+    name = {"f": "float", "c": "float2"}[total.dtype.kind]
+    arrays = total, _pointer(power), frames, xp.asarray(which), _pointer(weights), xp.asarray(noise)
+    sizes = np.int32(len(which)), np.int64(total.size)
+    cuda_kernel("frames", f"add_frames<{name}>")((_blocks(total.size),), (THREADS,), (*arrays, *sizes))
 
 
 def _blocks(count):

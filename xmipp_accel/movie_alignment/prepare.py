@@ -6,12 +6,14 @@ import numpy as np
 
 from xmipp_accel.backend import array_module, to_host
 from xmipp_accel.errors import ProcessingError
-from xmipp_accel.movie_alignment.frame_kernels import clean_frames, frames_at_a_time
+from xmipp_accel.movie_alignment.frame_kernels import clean_frames, sum_frames
 
 N_SOURCES = 8
 SOURCE_RADIUS = 12
 MAX_OUTLIER_FRACTION = 0.05
 MAX_BAD_FRACTION = 0.5
+# Nearly every frame shows contrast in its first rows.
+FIRST_ROWS = 16
 
 
 class PreparedMovie:
@@ -29,7 +31,7 @@ class PreparedMovie:
 
     def __init__(self, raw, gain=None, dark=None, bad=None):
         self.raw, self.gain, self.dark = raw, gain, dark
-        self.repair(bad or BadPixels(np.zeros(raw.shape[1:], dtype=bool)))
+        self.repair(bad or BadPixels(raw.shape[1:], np.zeros(0, dtype=np.int64)))
 
     @property
     def xp(self):
@@ -41,7 +43,7 @@ class PreparedMovie:
         """(n, ny, nx)."""
         return self.raw.shape
 
-    def frames(self, which, window=None):
+    def frames(self, which, window=None, level=0.0):
         """Return frames corrected.
 
         Parameters
@@ -49,26 +51,24 @@ class PreparedMovie:
         which : sequence of int
         window : (int, int, int, int), optional
             First row and column, height and width of the part that is wanted.
+        level : float, optional
+            Subtracted from them.
 
         Returns
         -------
         array of float32, shape (b, height, width)
+            Which the caller may change.
         """
-        return self._corrected(self.raw, which, window or (0, 0, *self.shape[1:]))
+        window = window or (0, 0, *self.shape[1:])
+        return clean_frames(self.raw, which, self.dark, self.gain, window, level, self._index, self._sources)
 
-    def each(self, which):
-        """Iterate over corrected frames (ny, nx), each of which the caller may change."""
-        together = frames_at_a_time(self.shape[1:], self.xp)
-        for first in range(0, len(which), together):
-            yield from self.frames(which[first : first + together])
+    def sum(self, which):
+        """Sum (ny, nx), float32, of corrected frames."""
+        return sum_frames(self.raw, which, self.dark, self.gain, self._index, self._sources)
 
     def mean_frame(self):
         """Average of the corrected frames, float32."""
-        mean = self.raw.sum(axis=0, dtype=self.xp.float32) / self.xp.float32(len(self.raw))
-        return self._corrected(mean[None], [0], (0, 0, *self.shape[1:]))[0]
-
-    def _corrected(self, raw, which, window):
-        return clean_frames(raw, which, self.dark, self.gain, window, self._index, self._sources)
+        return self.sum(range(len(self.raw))) / self.xp.float32(len(self.raw))
 
     def repair(self, bad):
         """Replace the pixels of another :class:`BadPixels` from now on."""
@@ -81,15 +81,15 @@ class BadPixels:
 
     Parameters
     ----------
-    mask : ndarray of bool, shape (ny, nx)
-    index : ndarray of int64, optional
-        Where it is set, if that is known.
+    shape : (int, int)
+        Of the frames.
+    index : ndarray of int64, shape (m,)
+        Their flat indices, in order.
 
     Attributes
     ----------
-    mask : ndarray of bool, shape (ny, nx)
-    index : ndarray of int64, shape (m,)
-        Their flat indices.
+    shape, index
+        As given.
     sources : ndarray of int64, shape (8, m)
         From :func:`repair_sources`.
 
@@ -99,25 +99,28 @@ class BadPixels:
         More than half of all pixels are bad.
     """
 
-    def __init__(self, mask, index=None):
-        self.mask, self.index = mask, np.flatnonzero(mask) if index is None else index
-        if len(self.index) > MAX_BAD_FRACTION * mask.size:
-            percent = 100 * len(self.index) / mask.size
+    def __init__(self, shape, index):
+        self.shape, self.index = tuple(shape), index
+        if len(index) > MAX_BAD_FRACTION * np.prod(shape):
+            percent = 100 * len(index) / np.prod(shape)
             raise ProcessingError(f"{percent:.0f} % of the pixels are bad; the gain or the defects are wrong")
-        self.sources = repair_sources(mask, self.index)
+        self.sources = repair_sources(self.mask, index)
+
+    @property
+    def mask(self):
+        """Where they are, bool of shape (ny, nx)."""
+        mask = np.zeros(self.shape, dtype=bool)
+        mask.ravel()[self.index] = True
+        return mask
 
     def with_others(self, index):
         """These pixels and those with the flat indices `index`."""
-        if not len(index):
-            return self
-        mask = self.mask.copy()
-        mask.ravel()[index] = True
-        return BadPixels(mask, np.union1d(self.index, index))
+        return BadPixels(self.shape, np.union1d(self.index, index)) if len(index) else self
 
     @property
     def positions(self):
         """Rows and columns (m, 2)."""
-        return np.stack(np.unravel_index(self.index, self.mask.shape), axis=1)
+        return np.stack(np.unravel_index(self.index, self.shape), axis=1)
 
 
 def non_finite_pixels(raw):
@@ -133,8 +136,9 @@ def non_finite_pixels(raw):
 
 def blank_frames(movie):
     """Indices of the frames whose raw pixels are all equal."""
-    largest, smallest = (to_host(reduce(axis=(1, 2))) for reduce in (movie.raw.max, movie.raw.min))
-    return [int(t) for t in np.flatnonzero(largest == smallest)]
+    first = movie.raw[:, :FIRST_ROWS]
+    flat = to_host(first.max(axis=(1, 2)) == first.min(axis=(1, 2)))
+    return [int(t) for t in np.flatnonzero(flat) if movie.raw[t].max() == movie.raw[t].min()]
 
 
 def outlier_pixels(average, known, sigma):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from xmipp_accel.backend import array_module, fft_module
-from xmipp_accel.movie_alignment.averages import half_plane
+from xmipp_accel.movie_alignment.frame_grid import FrameGrid
 from xmipp_accel.movie_alignment.spectra import ring_sums
 
 # RELION's division of the motion into early and late.
@@ -96,9 +96,10 @@ def even_odd_frc(corrected, initial, shape, sampling_rate):
     before = after = count = np.zeros(n_rings)
     if corrected.complete:
         xp = array_module(corrected.odd.total)
-        ring = _ring_numbers(shape, n_rings, xp)
+        grid = FrameGrid(shape)
+        ring = _ring_numbers(grid, n_rings, xp)
         count = ring_sums(xp.ones(ring.shape, xp.float32), ring, n_rings + 1)[:n_rings]
-        before, after = (_ring_correlation(halves, ring, n_rings) for halves in (initial, corrected))
+        before, after = (_ring_correlation(halves, grid, ring, n_rings) for halves in (initial, corrected))
     rings = band & (np.maximum(before, after) > SIGNIFICANCE / np.sqrt(2.0 * np.maximum(count, 1)))
     means = [float(curve[rings].mean()) if rings.any() else 0.0 for curve in (after, before)]
     return {
@@ -109,20 +110,20 @@ def even_odd_frc(corrected, initial, shape, sampling_rate):
     }
 
 
-def _ring_numbers(shape, n_rings, xp):
+def _ring_numbers(grid, n_rings, xp):
     """Ring of each coefficient of a half plane, int32; `n_rings` for those beyond Nyquist and on the axes.
 
     The axes hold the jump at the frame's border and the lines of its readout, which all frames share.
     """
-    fy, fx = (xp.asarray(f.astype(np.float32)) for f in (np.fft.fftfreq(shape[0]), np.fft.rfftfreq(shape[1])))
+    fy, fx = (xp.asarray(f.astype(np.float32)) for f in grid.frequencies)
     ring = (xp.hypot(fy[:, None], fx[None]) * xp.float32(2 * n_rings)).astype(xp.int32)
     ring[0], ring[:, 0] = n_rings, n_rings
     return xp.minimum(ring, n_rings)
 
 
-def _ring_correlation(halves, ring, n_rings):
+def _ring_correlation(halves, grid, ring, n_rings):
     """Correlation (n_rings,) of the averages of even and of odd frames."""
-    a, b = (half_plane(half.mean()) for half in (halves.even, halves.odd))
+    a, b = (grid.spectrum(half.mean()) for half in (halves.even, halves.odd))
 
     def total(p, q):
         return ring_sums(p.real * q.real + p.imag * q.imag, ring, n_rings + 1)[:n_rings]

@@ -7,7 +7,7 @@ import numpy as np
 
 
 @numba.njit(parallel=True, cache=True)
-def _clean(raw, frames, dark, gain, y0, x0, out):
+def _clean(raw, frames, dark, gain, y0, x0, level, out):
     height, width = out.shape[1:]
     for job in numba.prange(len(frames) * height):
         k, y = job // height, job % height
@@ -18,10 +18,10 @@ def _clean(raw, frames, dark, gain, y0, x0, out):
                 value -= dark[y0 + y, x0 + x]
             if gain is not None:
                 value *= gain[y0 + y, x0 + x]
-            target[x] = value
+            target[x] = value - level
 
 
-def clean_frames(raw, frames, dark, gain, window, index, sources):
+def clean_frames(raw, frames, dark, gain, window, level, index, sources):
     """Subtract dark, apply gain and replace bad pixels.
 
     Parameters
@@ -33,6 +33,8 @@ def clean_frames(raw, frames, dark, gain, window, index, sources):
         The gain multiplies.
     window : (int, int, int, int)
         First row and column, height and width of the part that is wanted.
+    level : float
+        Subtracted from the clean pixels.
     index : ndarray of int64, shape (m,)
         Flat indices of the bad pixels.
     sources : ndarray of int64, shape (s, m)
@@ -44,33 +46,103 @@ def clean_frames(raw, frames, dark, gain, window, index, sources):
     """
     y0, x0, height, width = window
     out = np.empty((len(frames), height, width), dtype=np.float32)
-    _clean(raw, frames, dark, gain, y0, x0, out)
+    _clean(raw, frames, dark, gain, y0, x0, np.float32(level), out)
     y, x = index // raw.shape[2] - y0, index % raw.shape[2] - x0
     inside = (y >= 0) & (x >= 0) & (y < height) & (x < width)
     for t, image in zip(frames, out):
         source = sources[t % len(sources), inside]
-        values = raw[t].reshape(-1)[source].astype(np.float32)
-        if dark is not None:
-            values -= dark.reshape(-1)[source]
-        if gain is not None:
-            values *= gain.reshape(-1)[source]
-        image[y[inside], x[inside]] = values
+        image[y[inside], x[inside]] = _clean_pixels(raw[t], source, dark, gain) - np.float32(level)
+    return out
+
+
+def _clean_pixels(frame, places, dark, gain):
+    """Values (m,) of one frame at flat indices."""
+    values = frame.reshape(-1)[places].astype(np.float32)
+    if dark is not None:
+        values -= dark.reshape(-1)[places]
+    if gain is not None:
+        values *= gain.reshape(-1)[places]
+    return values
+
+
+@numba.njit(parallel=True, cache=True)
+def _sum(raw, frames, dark, gain, out):
+    ny, nx = out.shape
+    for y in numba.prange(ny):
+        row = out[y]
+        row[:] = 0
+        for t in frames:
+            for x in range(nx):
+                row[x] += np.float32(raw[t, y, x])
+        for x in range(nx):
+            if dark is not None:
+                row[x] -= np.float32(len(frames)) * dark[y, x]
+            if gain is not None:
+                row[x] *= gain[y, x]
+
+
+def sum_frames(raw, frames, dark, gain, index, sources):
+    """Sum of the listed frames as :func:`clean_frames` gives them, float32 of shape (ny, nx)."""
+    out = np.empty(raw.shape[1:], dtype=np.float32)
+    _sum(raw, frames, dark, gain, out)
+    out.reshape(-1)[index] = 0
+    for t in frames:
+        out.reshape(-1)[index] += _clean_pixels(raw[t], sources[t % len(sources)], dark, gain)
+    return out
+
+
+def gather(images, rows, columns):
+    """Images (b, ny, nx) on another grid: pixel (y, x) of image k is its pixel ``rows[k, y], columns[k, x]``.
+
+    Where nothing changes it is the same array; rows and columns that come from elsewhere are overwritten.
+    """
+    shape = len(images), rows.shape[1], columns.shape[1]
+    out = images
+    if shape != images.shape:
+        out = np.empty(shape, dtype=np.float32)
+        out[:, : images.shape[1], : images.shape[2]] = images
+    for image, row, column in zip(out, rows, columns):
+        moved = np.flatnonzero(row != np.arange(len(row)))
+        image[moved] = image[row[moved]]
+        moved = np.flatnonzero(column != np.arange(len(column)))
+        image[:, moved] = image[:, column[moved]]
     return out
 
 
 @numba.njit(parallel=True, fastmath=True, cache=True)
-def turn_phases(spectrum, ey, ex):
-    """Multiply `spectrum` (ky, kx) by ``ey[:, None] * ex``, in place."""
-    for y in numba.prange(len(ey)):
-        for x in range(len(ex)):
-            spectrum[y, x] *= ey[y] * ex[x]
+def turn_phases(spectra, ey, ex):
+    """Multiply `spectra` (b, ky, kx) by ``ey[:, :, None] * ex[:, None, :]``, in place."""
+    ky = spectra.shape[1]
+    for job in numba.prange(len(spectra) * ky):
+        k, y = job // ky, job % ky
+        for x in range(spectra.shape[2]):
+            spectra[k, y, x] *= ey[k, y] * ex[k, x]
 
 
 @numba.njit(parallel=True, fastmath=True, cache=True)
-def add_weighted(total, power, spectrum, weight, noise):
-    """Add ``weight * spectrum`` to `total` and ``weight**2 * noise`` to `power` (ky, kx), in place."""
+def add_frames(total, power, frames, which, weights, noise):
+    """Add frames to a sum, in place.
+
+    Parameters
+    ----------
+    total : ndarray of float32 or complex64, shape (ny, nx)
+        To this ``weights * frames``.
+    power : ndarray of float32, shape (ny, nx), or None
+        To this ``weights**2 * noise``; None without weights.
+    frames : ndarray, shape (b, ny, nx)
+        Of the type of `total`.
+    which : ndarray of int32, shape (m,)
+        Which of them.
+    weights : ndarray of float32, shape (b, ny, nx), or None
+        1 by default.
+    noise : ndarray of float32, shape (m,)
+    """
     for y in numba.prange(len(total)):
-        for x in range(total.shape[1]):
-            w = weight[y, x]
-            total[y, x] += w * spectrum[y, x]
-            power[y, x] += w * w * noise
+        for k, place in enumerate(which):
+            for x in range(total.shape[1]):
+                if weights is None:
+                    total[y, x] += frames[place, y, x]
+                else:
+                    w = weights[place, y, x]
+                    total[y, x] += w * frames[place, y, x]
+                    power[y, x] += w * w * noise[k]

@@ -73,14 +73,12 @@ def _filter_columns(image):
                 image[y, x] = POLE * (image[y + 1, x] - image[y, x])
 
 
-def spline_coefficients(image):
-    """Coefficients of the cubic B-spline through `image`, float32 of shape (ny, nx)."""
-    coefficients = np.array(image, dtype=np.float32)
-    if coefficients.shape[1] > 1:
-        _filter_rows(coefficients)
-    if coefficients.shape[0] > 1:
-        _filter_columns(coefficients)
-    return coefficients
+def filter_in_place(image):
+    """Turn `image` (ny, nx), float32, into the coefficients of the cubic B-spline through it."""
+    if image.shape[1] > 1:
+        _filter_rows(image)
+    if image.shape[0] > 1:
+        _filter_columns(image)
 
 
 @numba.njit(cache=True, inline="always")
@@ -186,6 +184,13 @@ def warp(image, grid, step):
     ndarray of float32, shape (ny, nx)
         ``out[y, x] = image(y - dy, x - dx)``.
     """
-    out = np.empty(image.shape, dtype=np.float32)
-    _warp(spline_coefficients(image), np.ascontiguousarray(grid, dtype=np.float32), step, out)
+    return warp_frames(np.array(image, dtype=np.float32)[None], np.asarray(grid)[None], step)[0]
+
+
+def warp_frames(images, grids, step):
+    """As :func:`warp`, for float32 images (b, ny, nx), which are overwritten, and as many grids."""
+    out = np.empty(images.shape, dtype=np.float32)
+    for image, grid, moved in zip(images, grids, out):
+        filter_in_place(image)
+        _warp(image, np.ascontiguousarray(grid, dtype=np.float32), step, moved)
     return out

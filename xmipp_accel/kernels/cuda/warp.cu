@@ -12,10 +12,12 @@ __device__ inline int mirror(int i, int n) {
 
 // The spline's recursive prefilter as the symmetric filter it amounts to; its tail beyond RADIUS is below float precision.
 template <int axis>
-__global__ void prefilter(const float *image, float *out, int ny, int nx) {
+__global__ void prefilter(const float *images, float *out, int ny, int nx) {
     const int x = blockIdx.x * blockDim.x + threadIdx.x;
     const int y = blockIdx.y * blockDim.y + threadIdx.y;
     if (x >= nx || y >= ny) return;
+    const size_t frame = (size_t)blockIdx.z * ny * nx;
+    const float *image = images + frame;
     const int n = axis ? nx : ny;
     const int centre = axis ? x : y;
     const size_t stride = axis ? 1 : nx;
@@ -28,7 +30,7 @@ __global__ void prefilter(const float *image, float *out, int ny, int nx) {
             factor *= pole;
             total += factor * (line[mirror(centre - k, n) * stride] + line[mirror(centre + k, n) * stride]);
         }
-    out[(size_t)y * nx + x] = total;
+    out[frame + (size_t)y * nx + x] = total;
 }
 
 __device__ inline void weights(float t, float *w) {
@@ -39,12 +41,14 @@ __device__ inline void weights(float t, float *w) {
     w[2] = 1.0f - w[0] - w[1] - w[3];
 }
 
-// grid: (gy, gx, 2) translations at the nodes (i * step, j * step).
-__global__ void warp(const float *coefficients, const float *grid, float *out, int ny, int nx, int gy, int gx,
-                     int step) {
+// grids: for each image (gy, gx, 2) translations at the nodes (i * step, j * step).
+__global__ void warp(const float *images, const float *grids, float *out, int ny, int nx, int gy, int gx, int step) {
     const int x = blockIdx.x * blockDim.x + threadIdx.x;
     const int y = blockIdx.y * blockDim.y + threadIdx.y;
     if (x >= nx || y >= ny) return;
+    const size_t frame = (size_t)blockIdx.z * ny * nx;
+    const float *coefficients = images + frame;
+    const float *grid = grids + (size_t)blockIdx.z * gy * gx * 2;
     const int row = min(y / step, gy - 2), column = min(x / step, gx - 2);
     const float v = (float)(y - row * step) / step, u = (float)(x - column * step) / step;
     float moved[2];
@@ -67,5 +71,5 @@ __global__ void warp(const float *coefficients, const float *grid, float *out, i
         for (int b = 0; b < 4; ++b) part += wx[b] * line[inside ? ix + b : mirror(ix + b, nx)];
         total += wy[a] * part;
     }
-    out[(size_t)y * nx + x] = total;
+    out[frame + (size_t)y * nx + x] = total;
 }
