@@ -9,7 +9,7 @@ endif
 DEVICE ?= cpu
 VENV ?= .venv
 OUTPUT ?= demo-output
-PYTHON ?= $(firstword $(foreach v,3.11 3.12 3.10 3.9,$(shell python$(v) -c 'import sys; print(sys.executable)' 2>/dev/null)) python3)
+PYTHON ?= $(firstword $(foreach v,3.11 3.12 3.10 3.9,$(shell python$(v) -c 'import sys, ensurepip, tkinter; print(sys.executable)' 2>/dev/null)) python3)
 CUDA_MAJOR := $(shell nvidia-smi 2>/dev/null | sed -n 's/.*CUDA Version: \([0-9]*\).*/\1/p')
 comma := ,
 EXTRAS := test$(if $(filter cuda%,$(DEVICE)),$(if $(CUDA_MAJOR),$(comma)cuda$(CUDA_MAJOR)))
@@ -46,6 +46,7 @@ bench-movies-memory: $(INSTALLED)
 
 $(VENV)/bin/python:
 	$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(not ((3, 9) <= v <= (3, 12)) and "Python 3.9 to 3.12 is needed, this is %d.%d: make PYTHON=..." % v)'
+	$(PYTHON) -c 'import ensurepip, tkinter' || { echo "Scipion needs a Python with venv and tkinter: install python3-venv and python3-tk, or make PYTHON=..."; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python -m pip install --quiet --upgrade "pip<27" "setuptools<81" wheel
 
