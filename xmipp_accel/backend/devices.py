@@ -18,7 +18,7 @@ from xmipp_accel.errors import DeviceError
 logger = logging.getLogger(__name__)
 _thread = threading.local()
 
-UPLOAD_BYTES = 32 << 20
+UPLOAD_BYTES = 8 << 20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,9 +82,10 @@ class Device:
         with self.activate(), _copy_stream(self.index) as stream:
             array = self.xp.empty(buffer.shape, buffer.dtype)
             # In parts, since small copies of those who compute wait for the one that is under way.
-            step = max(1, UPLOAD_BYTES * len(buffer) // max(1, buffer.nbytes))
-            for first in range(0, len(buffer), step):
-                array[first : first + step].set(buffer[first : first + step])
+            source, target = buffer.reshape(-1), array.reshape(-1)
+            step = UPLOAD_BYTES // buffer.itemsize
+            for first in range(0, source.size, step):
+                target[first : first + step].set(source[first : first + step])
             stream.synchronize()
         return array
 

@@ -19,8 +19,8 @@ from xmipp_accel.numerics import bspline
 
 GRID_STEP = 16
 BLOCK = (32, 8)
-# Of a batch of frames that are there at a time: images, transforms, weights, and the transform's own memory.
-COPIES = 4
+# Of a batch of frames: beside the images there are transforms and weights.
+COPIES = 2
 
 
 def binned_shape(shape, factor):
