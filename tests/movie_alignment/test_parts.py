@@ -137,7 +137,7 @@ def test_cropped_spectra_are_those_of_the_frame(device, shape):
     assert spectra.shape[0] < ny
     for ky, kx in ((1, 1), (-3, 2), (5, 7)):
         assert data[ky, kx] == pytest.approx(full[ky, kx], rel=1e-4)
-        assert spectra.fy[ky] == pytest.approx(ky / ny)
+        assert spectra.grid.fy[ky] == pytest.approx(ky / ny)
     assert not data[0].any()
     assert not data[:, 0].any()
 

@@ -169,7 +169,7 @@ def _rings(spectra, n_rings):
 def _ring_powers(spectra, shifts, rings, n_rings):
     """Sums over rings of |sum of the shifted frames|^2, of the frames' power, and of the frequencies."""
     xp = array_module(spectra.data)
-    phases = moving_phases(shifts[None], spectra.fy, spectra.fx, xp)
+    phases = moving_phases(shifts[None], spectra.grid.fy, spectra.grid.fx, xp)
     total, power = (sums[0] for sums in aligned_sum(spectra.data[None], phases))
     seen = (power > 0).astype(power.dtype)
     return [ring_sums(values, rings, n_rings + 1) for values in (total.real**2 + total.imag**2, power, seen)]

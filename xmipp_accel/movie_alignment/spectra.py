@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,37 @@ HALF_AMPLITUDE = np.sqrt(1.0 / (2.0 * np.log(2.0)))
 
 
 @dataclasses.dataclass(frozen=True)
+class Grid:
+    """Half plane of frequencies.
+
+    Attributes
+    ----------
+    shape : (int, int)
+        Grid (my, mx) in real space.
+    extent : (int, int)
+        Pixels of the movie that the grid spans.
+    """
+
+    shape: tuple[int, int]
+    extent: tuple[int, int]
+
+    @functools.cached_property
+    def fy(self):
+        """Frequencies along y, cycles per px of the movie, shape (my,)."""
+        return np.fft.fftfreq(self.shape[0]) * self.shape[0] / self.extent[0]
+
+    @functools.cached_property
+    def fx(self):
+        """Frequencies along x, cycles per px of the movie, shape (mx // 2 + 1,)."""
+        return np.arange(self.shape[1] // 2 + 1) / self.extent[1]
+
+    @property
+    def pixel(self):
+        """Size (y, x) of the grid's pixels, px of the movie."""
+        return tuple(e / s for e, s in zip(self.extent, self.shape))
+
+
+@dataclasses.dataclass(frozen=True)
 class Spectra:
     """Half-plane Fourier coefficients of frames.
 
@@ -22,35 +54,32 @@ class Spectra:
     ----------
     data : array of complex64, shape (n, my, mx // 2 + 1)
         Unnormalised transforms; the first row and column (offset and axis cross) are zero.
-    shape : (int, int)
-        Grid (my, mx) in real space.
-    extent : (int, int)
-        Pixels of the movie that the grid spans.
+    shape, extent : (int, int)
+        As of their :class:`Grid`.
     """
 
     data: Any
     shape: tuple[int, int]
     extent: tuple[int, int]
 
-    @property
-    def fy(self):
-        """Frequencies along y, cycles per px of the movie, shape (my,)."""
-        return np.fft.fftfreq(self.shape[0]) * self.shape[0] / self.extent[0]
-
-    @property
-    def fx(self):
-        """Frequencies along x, cycles per px of the movie, shape (mx // 2 + 1,)."""
-        return np.arange(self.shape[1] // 2 + 1) / self.extent[1]
+    @functools.cached_property
+    def grid(self):
+        """The :class:`Grid` of the frequencies."""
+        return Grid(self.shape, self.extent)
 
     @property
     def radius(self):
         """Absolute frequency, float32 of shape (my, mx // 2 + 1) on the data's device."""
         xp = array_module(self.data)
-        return xp.hypot(*(xp.asarray(f, dtype=xp.float32) for f in (self.fy[:, None], self.fx[None])))
+        return xp.hypot(*(xp.asarray(f, dtype=xp.float32) for f in (self.grid.fy[:, None], self.grid.fx[None])))
 
     def shape_within(self, limit):
         """Grid that holds the frequencies up to `limit`, in cycles per px of the movie."""
         return tuple(grid_size(e, limit, s) for e, s in zip(self.extent, self.shape))
+
+    def grid_within(self, limit):
+        """The :class:`Grid` of :meth:`shape_within`."""
+        return Grid(self.shape_within(limit), self.extent)
 
     def crop(self, limit):
         """Copy without the frequencies above `limit`, in cycles per px of the movie."""
@@ -108,6 +137,7 @@ def frame_spectra(movie, frames, limit):
         images -= images[0].mean()
         full = fft.rfft2(images)
         crop_half_plane(full, extent, shape, out=data[first : first + together])
+        del images, full  # before the next ones are there
     data[:, 0, :] = 0
     data[:, :, 0] = 0
     return Spectra(data, shape, extent)
@@ -117,6 +147,13 @@ def gaussian(radius, resolution, sampling_rate):
     """Low-pass with half amplitude at `resolution` (A), squared as for a product of two images."""
     sigma = sampling_rate * HALF_AMPLITUDE / resolution
     return array_module(radius).exp(-((radius / sigma) ** 2)).astype(radius.dtype)
+
+
+def squared(values):
+    """Squares of the absolute values, with one array beside the result."""
+    power = values.real**2
+    power += values.imag**2
+    return power
 
 
 def moving_phases(shifts, fy, fx, xp):

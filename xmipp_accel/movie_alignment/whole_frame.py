@@ -23,6 +23,7 @@ from xmipp_accel.movie_alignment.spectra import (
     crop_half_plane,
     gaussian,
     moving_phases,
+    squared,
 )
 
 COARSE_RESOLUTION = 30.0
@@ -95,7 +96,7 @@ def align_whole_frames(spectra, sampling_rate, max_shift, max_resolution=0.0):
     # Pairs leave frames astray where electrons are few; the sum of all others shows more than any one of them.
     for resolution in (coarse, coarse, coarse / 2):
         weight, small = _gaussian_weight(resolution, sampling_rate), low_pass_limit(resolution, sampling_rate)
-        shifts = _search_against_others(spectra.crop(small), shifts, weight, max_shift / sampling_rate)
+        shifts = _search_against_others(spectra, small, shifts, weight, max_shift / sampling_rate)
     limit = AlignedFrames(spectra, shifts).spectrum.limit(INFORMATION)
     if np.prod(spectra.shape_within(limit)) < WORTH_A_COPY * np.prod(spectra.shape):
         spectra = spectra.crop(limit)
@@ -104,7 +105,7 @@ def align_whole_frames(spectra, sampling_rate, max_shift, max_resolution=0.0):
     if lost.any() and not lost.all():
         weight = combined_weight(refined.spectrum, sampling_rate, max_resolution)
         shifts = between_known(refined.shifts[~lost], np.flatnonzero(~lost), len(lost))
-        shifts = _search_against_others(spectra, shifts, weight, max_shift / sampling_rate, np.flatnonzero(lost))
+        shifts = _search_against_others(spectra, 0.5, shifts, weight, max_shift / sampling_rate, np.flatnonzero(lost))
         refined = _refine(spectra, shifts, sampling_rate, max_resolution)
     return dataclasses.replace(refined, pairs_trusted=trusted, at_limit=at_limit)
 
@@ -170,13 +171,13 @@ class AlignedFrames:
     def __init__(self, spectra, shifts, power=None):
         self._spectra, xp = spectra, array_module(spectra.data)
         n = len(spectra.data)
-        self._phases = moving_phases(shifts[None], spectra.fy, spectra.fx, xp)
+        self._phases = moving_phases(shifts[None], spectra.grid.fy, spectra.grid.fx, xp)
         self._total, power_of_all = aligned_sum(spectra.data[None], self._phases)
         self.spectrum = SignalSpectrum(n, max(8, min(spectra.extent) // 16))
         self.power = power or self._frame_power(power_of_all[0])
         rings, frame_power, count = self.power
         total = self._total[0]
-        self.spectrum.add_rings(self.spectrum.sum_rings(total.real**2 + total.imag**2, rings), frame_power, count)
+        self.spectrum.add_rings(self.spectrum.sum_rings(squared(total), rings), frame_power, count)
 
     def _frame_power(self, power):
         """Ring of each frequency, and sums over rings of the frames' power and of the frequencies."""
@@ -189,7 +190,7 @@ class AlignedFrames:
         (n,) the frame's correlation was before it.
         """
         spectra, xp = self._spectra, array_module(self._spectra.data)
-        weighting = make_weighting(spectra.fy, spectra.fx, weight, xp)
+        weighting = make_weighting(spectra.grid.fy, spectra.grid.fx, weight, xp)
         found = slopes(correlation_moments(spectra.data[None], self._total, weighting, self._phases)[0])
         step, definite = newton_step(found.gradient, found.curvature)
         information = shift_information(found.curvature, found.variance)
@@ -214,20 +215,22 @@ def _gaussian_weight(resolution, sampling_rate):
 
 
 def _from_all_pairs(spectra, sampling_rate, max_shift, resolution):
-    spectra = spectra.crop(low_pass_limit(resolution, sampling_rate))
+    grid = spectra.grid_within(low_pass_limit(resolution, sampling_rate))
     xp = array_module(spectra.data)
-    weight = make_weighting(spectra.fy, spectra.fx, _gaussian_weight(resolution, sampling_rate), xp).values
-    power = xp.sqrt((weight * (spectra.data.real**2 + spectra.data.imag**2)).sum(axis=(1, 2)))
-    data = spectra.data / xp.maximum(power, 1e-30)[:, None, None]
+    root = _root_weights(grid, _gaussian_weight(resolution, sampling_rate), xp)
+    data = crop_half_plane(spectra.data, spectra.shape, grid.shape)
+    data *= root
+    power = xp.sqrt(squared(data).sum(axis=(1, 2)))
+    data /= xp.maximum(power, 1e-30)[:, None, None]
     n = len(data)
     i, j = solve.frame_pairs(n)
-    step = tuple(e / s for e, s in zip(spectra.extent, spectra.shape))
     found, weights, limit = [], [], []
     for part in _batches(len(i), data[0].nbytes, xp):
-        a, b = xp.asarray(i[part]), xp.asarray(j[part])
-        cross = data[a] * data[b].conj() * weight
-        start, at_limit = correlate.window_maximum(cross, spectra.fy, spectra.fx, max_shift / sampling_rate, step)
-        shifts, curvature = correlate.newton(cross, spectra.fy, spectra.fx, start, 1, reach=2 * max(step))
+        cross = data[xp.asarray(j[part])]
+        xp.conjugate(cross, out=cross)
+        cross *= data[xp.asarray(i[part])]
+        start, at_limit = correlate.window_maximum(cross, grid.fy, grid.fx, max_shift / sampling_rate, grid.pixel)
+        shifts, curvature = correlate.newton(cross, grid.fy, grid.fx, start, 1, reach=2 * max(grid.pixel))
         found.append(shifts)
         weights.append(np.trace(curvature, axis1=1, axis2=2))
         limit.append(at_limit)
@@ -238,23 +241,43 @@ def _from_all_pairs(spectra, sampling_rate, max_shift, resolution):
     return shifts, float(trusted.mean()), float(touching.mean())
 
 
-def _search_against_others(spectra, shifts, weight, radius, which=None):
-    """Shifts (n, 2), those of the frames `which` such that each is where it fits the sum of the others best."""
-    xp = array_module(spectra.data)
-    which = np.arange(len(shifts)) if which is None else which
-    phases = moving_phases(shifts[None], spectra.fy, spectra.fx, xp)
-    total, _ = aligned_sum(spectra.data[None], phases)
-    values = make_weighting(spectra.fy, spectra.fx, weight, xp).values
-    step = tuple(e / s for e, s in zip(spectra.extent, spectra.shape))
+def _search_against_others(spectra, limit, shifts, weight, radius, which=None):
+    """Shifts (n, 2), those of the frames `which` such that each is where it fits the sum of the others best.
+
+    Frequencies up to `limit` count. They are cut out a few frames at a time, since all of them are much of a CPU's
+    memory.
+    """
+    xp, grid = array_module(spectra.data), spectra.grid_within(limit)
+    ey, ex = moving_phases(shifts, grid.fy, grid.fx, xp)
+    each = 8 * len(grid.fy) * len(grid.fx)
+
+    def cut(frames):
+        return crop_half_plane(spectra.data[frames], spectra.shape, grid.shape)
+
+    total = 0
+    for part in _batches(len(shifts), each, xp):
+        total = total + aligned_sum(cut(part)[None], (ey[None, part], ex[None, part]))[0]
+    root = _root_weights(grid, weight, xp)
+    total = total * root
     found = np.array(shifts)
-    for part in _batches(len(which), spectra.data[0].nbytes, xp):
-        ey, ex = (phase[0][which[part]] for phase in phases)
-        moved = spectra.data[which[part]] * (ey[:, :, None] * ex[:, None, :])
-        cross = moved * (total[0] - moved).conj() * values
-        start, _ = correlate.window_maximum(cross, spectra.fy, spectra.fx, radius, step)
-        delta, _ = correlate.newton(cross, spectra.fy, spectra.fx, start, 1, reach=3 * max(step))
-        found[which[part]] += delta
+    for part in _batches(len(shifts) if which is None else len(which), each, xp):
+        frames = part if which is None else which[part]
+        moved = cut(frames)
+        moved *= ey[frames, :, None]
+        moved *= ex[frames, None, :]
+        moved *= root
+        cross = total - moved
+        xp.conjugate(cross, out=cross)
+        cross *= moved
+        start, _ = correlate.window_maximum(cross, grid.fy, grid.fx, radius, grid.pixel)
+        delta, _ = correlate.newton(cross, grid.fy, grid.fx, start, 1, reach=3 * max(grid.pixel))
+        found[frames] += delta
     return found
+
+
+def _root_weights(grid, weight, xp):
+    """Square roots of cross-spectra's weights (ky, kx): both of the factors are multiplied by them."""
+    return xp.sqrt(make_weighting(grid.fy, grid.fx, weight, xp).values)
 
 
 def _batches(count, each, xp):
