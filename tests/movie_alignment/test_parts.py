@@ -298,7 +298,11 @@ def test_accumulated_exposure_is_that_at_the_middle_of_each_frame():
     np.testing.assert_allclose(accumulated(np.array([2.0, 2.0, 8.0])), [1.0, 3.0, 8.0])
 
 
-def test_spectra_object_crops(device):
-    spectra = Spectra(device.asarray(np.ones((1, 32, 17), np.complex64)), (32, 32), (32, 32))
-    assert spectra.crop(0.5) is spectra
-    assert spectra.crop(0.2).shape == (16, 16)
+def test_grids_within_a_limit():
+    spectra = Spectra(np.ones((1, 32, 17), np.complex64), (32, 32), (64, 64))
+    assert spectra.grid_within(0.5) == spectra.grid
+    grid = spectra.grid_within(0.1)
+    assert grid.shape == (16, 16) and grid.pixel == (4, 4)
+    np.testing.assert_array_equal(grid.fy, np.fft.fftfreq(16, 4))
+    np.testing.assert_array_equal(grid.fx, np.fft.rfftfreq(16, 4))
+    assert grid.radius(np)[3, 4] == pytest.approx(5 / 64)
