@@ -52,7 +52,8 @@ def weighting_of(weights, fy, fx):
 def doubled(weights):
     """Weights (ky, kx) twice where a frequency stands for its conjugate too; those in float32 are overwritten."""
     values = weights.astype(np.float32, copy=False)
-    values[:, 1:] *= 2
+    rest = values[:, 1:]  # by a name of its own, or CuPy copies it once more
+    rest *= 2
     values[0, 0] = 0
     return values
 
