@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from scipy.special import j0
 
 from tests.movie_alignment.test_executor import Movie, process, write_movie
 from tests.movie_alignment.test_parts import smooth_image, translated
@@ -42,6 +43,16 @@ def test_coherence_is_the_mean_over_directions():
     power = abs(np.exp(2j * np.pi * waves @ shifts.T).sum(axis=-1)) ** 2
     expected = (power.mean(axis=1) - N_FRAMES) / (N_FRAMES * (N_FRAMES - 1))
     np.testing.assert_allclose(coherence(shifts, frequency), expected, atol=1e-9)
+
+
+@pytest.mark.parametrize("length", [0.0, 0.5, 8.0, 60.0, 500.0])
+def test_coherence_at_many_frequencies(length):
+    """It is interpolated between few of them, unless the frames are far apart."""
+    shifts, frequency = drift(length), (np.arange(257) + 0.5) / 512
+    first, second = np.triu_indices(N_FRAMES, 1)
+    apart = np.linalg.norm(shifts[first] - shifts[second], axis=1)
+    expected = j0(2 * np.pi * frequency[:, None] * apart).mean(axis=1)
+    np.testing.assert_allclose(coherence(shifts, frequency), expected, rtol=0, atol=1e-10)
 
 
 @pytest.mark.parametrize("deviation", [0.08, 0.1, 0.3])

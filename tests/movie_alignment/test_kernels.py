@@ -70,6 +70,38 @@ def test_frames_against_others_equal_the_reference(device, shape):
     np.testing.assert_allclose(moments, expected, atol=1e-5 * max(1.0, abs(expected).max()))
 
 
+@pytest.mark.parametrize("grid", [(8, 4), (20, 11), (2, 1), (10, 11)])
+def test_higher_frequencies_than_those_of_the_phases_are_left_out(device, grid):
+    rng = np.random.default_rng(0)
+    spectra = (rng.normal(size=(2, 3, 20, 11)) + 1j * rng.normal(size=(2, 3, 20, 11))).astype(np.complex64)
+    rows = np.fft.fftfreq(grid[0], 1 / grid[0]).astype(int)
+    shifts, fy, fx = rng.normal(0, 4, (2, 3, 2)), rows / 20, np.arange(grid[1]) / 20
+    weighting = others.make_weighting(fy, fx, lambda radius: 1 / (1 + radius), device.xp)
+    phases = moving_phases(shifts, fy, fx, device.xp)
+    cut = spectra[:, :, rows, : grid[1]]
+    total, power = others.aligned_sum(device.asarray(spectra), phases)
+    expected, expected_power = reference_others.aligned_sum(cut, shifts, fy, fx)
+    np.testing.assert_allclose(to_host(total), expected, atol=1e-5)
+    np.testing.assert_allclose(to_host(power), expected_power, rtol=1e-5)
+    moments = to_host(others.correlation_moments(device.asarray(spectra), total, weighting, phases))
+    expected = reference_others.correlation_moments(cut, to_host(weighting.values), shifts, fy, fx)
+    np.testing.assert_allclose(moments, expected, atol=1e-5 * max(1.0, abs(expected).max()))
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1), (3, 5, 4), (2, 130, 257), (7, 300, 2)])
+def test_moving_phases_equal_the_formula(device, shape):
+    """Angles are rounded to single precision once whole turns are taken off, however many there are."""
+    rng = np.random.default_rng(sum(shape))
+    m, ky, kx = shape
+    shifts = rng.normal(0, 1000, (2, m, 2))
+    fy, fx = rng.uniform(-0.5, 0.5, ky), rng.uniform(0, 0.5, kx)
+    found = moving_phases(shifts, fy, fx, device.xp)
+    for phases, along, f in zip(found, np.moveaxis(shifts, -1, 0), (fy, fx)):
+        assert phases.dtype == np.complex64
+        expected = np.exp(-2j * np.pi * along[..., None] * f)
+        np.testing.assert_allclose(to_host(phases), expected, rtol=0, atol=5e-7)
+
+
 def test_weights_stand_for_conjugates_and_end_where_they_are_negligible():
     fy, fx = np.fft.fftfreq(16), np.fft.rfftfreq(16)
     weighting = others.make_weighting(fy, fx, lambda radius: (radius < 0.26).astype(radius.dtype), np)

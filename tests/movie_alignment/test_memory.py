@@ -1,11 +1,13 @@
 """What is found does not depend on how much memory there is."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 
 from tests.movie_alignment.test_parts import moving_frames
 from xmipp_accel.backend import to_host
-from xmipp_accel.movie_alignment import patches
+from xmipp_accel.movie_alignment import patches, whole_frame
 from xmipp_accel.movie_alignment.prepare import PreparedMovie
 from xmipp_accel.movie_alignment.spectra import frame_spectra, gaussian
 from xmipp_accel.movie_alignment.whole_frame import frames_on_grid, turned_into_images
@@ -23,6 +25,20 @@ def test_images_in_the_memory_of_the_spectra(device, shape, limit):
     found = to_host(turned_into_images(spectra_of(device, shape), limit))
     assert found.dtype == np.float32
     np.testing.assert_array_equal(found, expected)
+
+
+def test_whole_frames_are_aligned_without_a_copy_of_all(monkeypatch):
+    """Cut to 30 A, which is done once, they take 4 per cent of the spectra up to 3 A."""
+    rng = np.random.default_rng(2)
+    frames = moving_frames((192, 240), np.cumsum(rng.normal(0, 0.3, (40, 2)), axis=0), rng).astype(np.float32)
+    spectra = frame_spectra(PreparedMovie(frames), range(40), 0.5)
+    monkeypatch.setattr(whole_frame, "HOST_BYTES", 1)
+    whole_frame.align_whole_frames(spectra, 1.5, 40.0)  # compiles
+    tracemalloc.start()
+    whole_frame.align_whole_frames(spectra, 1.5, 40.0)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 0.14 * spectra.data.nbytes
 
 
 @pytest.mark.parametrize(("kept", "block"), [(0, 1), (0, 1 << 20), (1 << 30, 1)])

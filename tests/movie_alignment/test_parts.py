@@ -136,7 +136,7 @@ def test_cropped_spectra_are_those_of_the_frame(device, shape):
     assert spectra.shape[0] < ny
     for ky, kx in ((1, 1), (-3, 2), (5, 7)):
         assert data[ky, kx] == pytest.approx(full[ky, kx], rel=1e-4)
-        assert spectra.fy[ky] == pytest.approx(ky / ny)
+        assert spectra.grid.fy[ky] == pytest.approx(ky / ny)
     assert not data[0].any()
     assert not data[:, 0].any()
 
@@ -319,7 +319,11 @@ def test_accumulated_exposure_is_that_at_the_middle_of_each_frame():
     np.testing.assert_allclose(accumulated(np.array([2.0, 2.0, 8.0])), [1.0, 3.0, 8.0])
 
 
-def test_spectra_object_crops(device):
-    spectra = Spectra(device.asarray(np.ones((1, 32, 17), np.complex64)), (32, 32), (32, 32))
-    assert spectra.crop(0.5) is spectra
-    assert spectra.crop(0.2).shape == (16, 16)
+def test_grids_within_a_limit():
+    spectra = Spectra(np.ones((1, 32, 17), np.complex64), (32, 32), (64, 64))
+    assert spectra.grid_within(0.5) == spectra.grid
+    grid = spectra.grid_within(0.1)
+    assert grid.shape == (16, 16) and grid.pixel == (4, 4)
+    np.testing.assert_array_equal(grid.fy, np.fft.fftfreq(16, 4))
+    np.testing.assert_array_equal(grid.fx, np.fft.rfftfreq(16, 4))
+    assert grid.radius(np)[3, 4] == pytest.approx(5 / 64)

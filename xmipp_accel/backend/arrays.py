@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -99,6 +100,7 @@ def cpu_count() -> int:
     return os.cpu_count() or 1
 
 
+@functools.lru_cache(maxsize=1 << 14)
 def good_fft_size(n: int) -> int:
     """Smallest even number of at least `n` whose prime factors are all 2, 3, 5 or 7."""
     size = max(2, n + n % 2)

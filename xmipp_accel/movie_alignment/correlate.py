@@ -10,6 +10,7 @@ import numpy as np
 
 from xmipp_accel.backend import array_module, to_host
 from xmipp_accel.movie_alignment.others import newton_step
+from xmipp_accel.movie_alignment.spectra import moving_phases
 
 
 def window_maximum(cross, fy, fx, radius, step):
@@ -35,34 +36,37 @@ def window_maximum(cross, fy, fx, radius, step):
     """
     xp = array_module(cross)
     grid = [np.arange(-int(radius / s), int(radius / s) + 1) * s for s in step]
-    wave_y = xp.asarray(np.exp(-2j * np.pi * grid[0][:, None] * fy[None]).astype(np.complex64))
-    wave_x = xp.asarray(np.exp(-2j * np.pi * fx[:, None] * grid[1][None]).astype(np.complex64))
-    values = xp.matmul(wave_y, xp.matmul(cross, wave_x)).real
+    places = np.zeros((max(map(len, grid)), 2))
+    for axis, along in enumerate(grid):
+        places[: len(along), axis] = along
+    waves = moving_phases(places, fy, fx, xp)
+    wave_y, wave_x = (wave[: len(along)] for wave, along in zip(waves, grid))
+    sums = (cross.reshape(-1, len(fx)) @ wave_x.T).reshape(*cross.shape[:2], -1)
     distance = np.hypot(grid[0][:, None], grid[1][None])
-    values = xp.where(xp.asarray(distance <= radius), values, -np.inf)
+    outside = np.where(distance <= radius, 0, -np.inf).astype(np.float32)
+    values = xp.matmul(wave_y, sums).real + xp.asarray(outside)
     best = to_host(values.reshape(len(values), -1).argmax(axis=1))
     row, column = np.unravel_index(best, distance.shape)
     return np.stack([grid[0][row], grid[1][column]], axis=1), distance[row, column] > radius - max(step)
 
 
-def moments(cross, fy, fx, shifts):
-    """Sums of ``fy**a fx**b cross`` after translation by `shifts` (b, 2): complex128 of shape (b, 3, 3)."""
-    xp = array_module(cross)
-    fy, fx, shifts = (xp.asarray(values, dtype=xp.float64) for values in (fy, fx, shifts))
-    powers_y = xp.stack([xp.ones_like(fy), fy, fy * fy])
-    powers_x = xp.stack([xp.ones_like(fx), fx, fx * fx], axis=1)
-    wave_y = (xp.exp(-2j * np.pi * shifts[:, :1] * fy)[:, None, :] * powers_y).astype(xp.complex64)
-    wave_x = (xp.exp(-2j * np.pi * shifts[:, 1:] * fx)[:, :, None] * powers_x).astype(xp.complex64)
-    return xp.matmul(wave_y, xp.matmul(cross, wave_x)).astype(xp.complex128)
+class _Moments:
+    """Sums of ``fy**a fx**b cross``, a and b up to 2, after translations."""
 
+    def __init__(self, cross, fy, fx):
+        self._cross, self._xp = cross, array_module(cross)
+        self._fy, self._fx = (self._xp.asarray(f, dtype=np.float64) for f in (fy, fx))
+        self._powers = [self._xp.asarray(np.stack([f**0, f, f**2]).astype(np.float32)) for f in (fy, fx)]
 
-def derivatives(moment):
-    """Gradient (b, 2) and negative Hessian (b, 2, 2) of the correlation, from :func:`moments`."""
-    xp = array_module(moment)
-    gradient = 2 * np.pi * xp.stack([moment[:, 1, 0].imag, moment[:, 0, 1].imag], axis=1)
-    yy, yx, xx = moment[:, 2, 0].real, moment[:, 1, 1].real, moment[:, 0, 2].real
-    rows = xp.stack([xp.stack([yy, yx], axis=1), xp.stack([yx, xx], axis=1)], axis=1)
-    return gradient, (2 * np.pi) ** 2 * rows
+    def derivatives(self, shifts):
+        """Gradient (b, 2) and negative Hessian (b, 2, 2) of the correlation at `shifts` (b, 2), on the host."""
+        phases = moving_phases(shifts, self._fy, self._fx, self._xp)
+        wave_y, wave_x = (phase[:, None] * powers for phase, powers in zip(phases, self._powers))
+        sums = self._xp.matmul(wave_y, self._xp.matmul(self._cross, wave_x.swapaxes(1, 2)))
+        moment = to_host(sums).astype(np.complex128)
+        gradient = 2 * np.pi * moment[:, [1, 0], [0, 1]].imag
+        yy, yx, xx = moment[:, [2, 1, 0], [0, 1, 2]].real.T
+        return gradient, (2 * np.pi) ** 2 * np.stack([yy, yx, yx, xx], axis=1).reshape(-1, 2, 2)
 
 
 def newton(cross, fy, fx, start, iterations=3, reach=np.inf):
@@ -84,17 +88,14 @@ def newton(cross, fy, fx, start, iterations=3, reach=np.inf):
     curvature : ndarray, shape (b, 2, 2)
         Negative Hessian there; zero where the climb failed.
     """
-    xp = array_module(cross)
-    start = xp.asarray(start, dtype=xp.float64)
-    shifts = start
+    moments, shifts = _Moments(cross, fy, fx), start
     longest = 1.0 / max(np.abs(fy).max(), np.abs(fx).max())
     for _ in range(iterations):
-        step, _ = newton_step(*derivatives(moments(cross, fy, fx, shifts)))
-        length = xp.hypot(step[:, 0], step[:, 1])
-        shifts = shifts + step * xp.minimum(1.0, longest / xp.maximum(length, 1e-12))[:, None]
-    gradient, curvature = derivatives(moments(cross, fy, fx, shifts))
+        step, _ = newton_step(*moments.derivatives(shifts))
+        length = np.hypot(step[:, 0], step[:, 1])
+        shifts = shifts + step * np.minimum(1.0, longest / np.maximum(length, 1e-12))[:, None]
+    gradient, curvature = moments.derivatives(shifts)
     _, definite = newton_step(gradient, curvature)
     moved = shifts - start
-    found = definite & (xp.hypot(moved[:, 0], moved[:, 1]) <= reach)
-    shifts = xp.where(found[:, None], shifts, start)
-    return to_host(shifts), to_host(xp.where(found[:, None, None], curvature, 0.0))
+    found = definite & (np.hypot(moved[:, 0], moved[:, 1]) <= reach)
+    return np.where(found[:, None], shifts, start), np.where(found[:, None, None], curvature, 0.0)

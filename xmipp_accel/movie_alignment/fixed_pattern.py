@@ -17,11 +17,12 @@ from __future__ import annotations
 import dataclasses
 
 import numpy as np
+from numpy.polynomial import chebyshev
 from scipy.special import j0
 
 from xmipp_accel.backend import array_module
-from xmipp_accel.movie_alignment.others import aligned_sum
-from xmipp_accel.movie_alignment.spectra import SignalSpectrum, moving_phases, ring_sums
+from xmipp_accel.movie_alignment.spectra import SignalSpectrum
+from xmipp_accel.movie_alignment.whole_frame import AlignedFrames
 
 # Part of the signal's power that is left without alignment, above which pattern and signal are not told apart.
 MOST_COHERENT = 0.5
@@ -90,10 +91,10 @@ def find_fixed_pattern(spectra, shifts):
     FixedPattern
     """
     n = len(shifts)
-    n_rings = max(8, min(spectra.extent) // 16)
-    rings = _rings(spectra, n_rings)
-    still, power, count = _ring_powers(spectra, np.zeros_like(shifts), rings, n_rings)
-    aligned = _ring_powers(spectra, shifts, rings, n_rings)[0]
+    unshifted = AlignedFrames(spectra, spectra.grid, np.zeros_like(shifts))
+    still, power, count = unshifted.total, unshifted.power.sums, unshifted.power.count
+    aligned = AlignedFrames(spectra, spectra.grid, shifts, unshifted.power).total
+    n_rings = unshifted.spectrum.n_rings
     unit = np.where(count > 0, power, 1.0) * (n - 1)  # the excess of identical frames
     frequency = (np.arange(n_rings + 1) + 0.5) / (2 * n_rings)
     # Beyond the grid's edge rings are not complete.
@@ -117,7 +118,7 @@ def remove_fixed_pattern(spectra, pattern):
     All of the mean would be too much: most of it is the frames' noise, and each would then repel the others.
     """
     xp = array_module(spectra.data)
-    rings = _rings(spectra, len(pattern.parts) - 1)
+    rings = SignalSpectrum(len(spectra.data), len(pattern.parts) - 1).rings(spectra.grid.radius(xp))
     mean = spectra.data.mean(axis=0) * xp.asarray(pattern.parts, dtype=xp.float32)[rings]
     for frame in spectra.data:
         frame -= mean
@@ -127,7 +128,19 @@ def coherence(shifts, frequency):
     """Mean over directions of ``(|sum of exp(2 pi i f s)|^2 - n) / (n (n - 1))``, for each of the frequencies."""
     first, second = np.triu_indices(len(shifts), 1)
     apart = 2 * np.pi * np.linalg.norm(shifts[first] - shifts[second], axis=1)
-    return np.array([j0(f * apart).mean() for f in frequency])
+
+    def mean(frequency):
+        return np.array([j0(f * apart).mean() for f in frequency])
+
+    # It is as smooth as its longest wave, so that a polynomial through fewer points is exact to rounding.
+    half = np.max(frequency) / 2
+    waves = half * apart.max()
+    degree = int(waves + 8 * np.cbrt(waves)) + 10
+    if degree >= len(frequency):
+        return mean(frequency)
+    return chebyshev.chebval(
+        frequency / half - 1, chebyshev.chebinterpolate(lambda x: mean(half * (x + 1)), degree)
+    )
 
 
 def _beside_motion(still, aligned, coherent, left, told, count, n):
@@ -160,16 +173,3 @@ def _white(still, count, n):
     if not min(inner, outer) > WHITE * max(inner, outer):
         return 0.0, np.inf
     return float(outer), float(1 / np.sqrt(n * (n - 1) * count[bands[1]].sum()))
-
-
-def _rings(spectra, n_rings):
-    return SignalSpectrum(len(spectra.data), n_rings).rings(spectra.radius)
-
-
-def _ring_powers(spectra, shifts, rings, n_rings):
-    """Sums over rings of |sum of the shifted frames|^2, of the frames' power, and of the frequencies."""
-    xp = array_module(spectra.data)
-    phases = moving_phases(shifts[None], spectra.fy, spectra.fx, xp)
-    total, power = (sums[0] for sums in aligned_sum(spectra.data[None], phases))
-    seen = (power > 0).astype(power.dtype)
-    return [ring_sums(values, rings, n_rings + 1) for values in (total.real**2 + total.imag**2, power, seen)]

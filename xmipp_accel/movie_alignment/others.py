@@ -37,24 +37,43 @@ class Weighting:
 def make_weighting(fy, fx, weight, xp):
     """Evaluate ``weight(radius)`` on the half plane of frequencies `fy` and `fx` (cycles per px)."""
     fy, fx = xp.asarray(fy, dtype=xp.float32), xp.asarray(fx, dtype=xp.float32)
-    values = 2 * weight(xp.hypot(fy[:, None], fx[None])).astype(xp.float32)
-    values[:, 0] *= 0.5
-    values[0, 0] = 0
+    return weighting_of(weight(xp.hypot(fy[:, None], fx[None])), fy, fx)
+
+
+def weighting_of(weights, fy, fx):
+    """Weighting from `weights` (ky, kx) at the frequencies `fy` and `fx`; those in float32 are overwritten."""
+    xp = array_module(weights)
+    values = doubled(weights)
+    fy, fx = xp.asarray(fy, dtype=xp.float32), xp.asarray(fx, dtype=xp.float32)
     count = xp.where(values > NEGLIGIBLE * values.max(), xp.arange(1, len(fx) + 1, dtype=xp.int32), xp.int32(0))
     return Weighting(fy, fx, values, count.max(axis=1))
 
 
+def doubled(weights):
+    """Weights (ky, kx) twice where a frequency stands for its conjugate too; those in float32 are overwritten."""
+    values = weights.astype(np.float32, copy=False)
+    rest = values[:, 1:]  # by a name of its own, or CuPy copies it once more
+    rest *= 2
+    values[0, 0] = 0
+    return values
+
+
 def aligned_sum(spectra, phases):
-    """Sums (b, ky, kx) of `spectra` (b, n, ky, kx), moved by `moving_phases`, and sums of their power."""
+    """Sums (b, ky, kx) of `spectra`, moved by `moving_phases`, and sums of their power.
+
+    Frequencies of the spectra (b, n, rows, columns) above those of the phases, (b, n, ky) and (b, n, kx), are left
+    out.
+    """
     xp = array_module(spectra)
-    n_sets, n, ky, kx = spectra.shape
     if xp is np:
         from xmipp_accel.kernels.cpu.others import aligned_sum as cpu_sum
 
         return cpu_sum(spectra, *phases)
+    n_sets, n, rows, columns = spectra.shape
+    ky, kx = (phase.shape[2] for phase in phases)
     total, power = (xp.empty((n_sets, ky, kx), dtype=dtype) for dtype in (xp.complex64, xp.float32))
     blocks = (-(-kx // THREADS), ky, n_sets)
-    sizes = [np.int32(s) for s in (n, ky, kx)]
+    sizes = [np.int32(s) for s in (n, ky, kx, rows, columns)]
     cuda_kernel("others", "aligned_sum")(blocks, (THREADS,), (spectra, *phases, total, power, *sizes))
     return total, power
 
@@ -67,10 +86,11 @@ def correlation_moments(spectra, total, weighting, phases):
         from xmipp_accel.kernels.cpu.others import correlation_moments as cpu_moments
 
         return cpu_moments(spectra, total, *arrays)
-    n_sets, n, ky, kx = spectra.shape
+    n_sets, n, rows, columns = spectra.shape
+    ky, kx = weighting.values.shape
     parts = -(-ky // ROWS)
     out = xp.empty((n_sets, n, parts, N_MOMENTS), dtype=xp.float64)
-    sizes = [np.int32(s) for s in (n, ky, kx)]
+    sizes = [np.int32(s) for s in (n, ky, kx, rows, columns)]
     kernel = cuda_kernel("others", "correlation_moments")
     kernel((n_sets * n, parts), (THREADS,), (spectra, total, *arrays, out, *sizes))
     return out.sum(axis=2)

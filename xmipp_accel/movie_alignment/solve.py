@@ -32,31 +32,37 @@ def shifts_from_pairs(i, j, pair_shifts, weights, n, absolute_rounds=20, bisquar
     trusted : ndarray, shape (m,)
         Final robust weight of each pair, from 0 to 1.
     """
-    robust = np.ones(len(i))
-    shifts = _solve(i, j, pair_shifts, weights, n)
+    # Matrices (n, n) of complex numbers, y + ix, need few steps for each round.
+    wanted, base = np.zeros((n, n), dtype=complex), np.zeros((n, n))
+    wanted[i, j] = pair_shifts[:, 0] + 1j * pair_shifts[:, 1]
+    wanted[j, i] = -wanted[i, j]
+    base[i, j] = base[j, i] = weights
+    robust = np.ones((n, n))
+    shifts = _solve(wanted, base)
     for _ in range(absolute_rounds):
-        residual = _residuals(i, j, pair_shifts, shifts)
-        floor = max(np.median(residual) * 0.1, 1e-3)
-        shifts = _solve(i, j, pair_shifts, weights / np.maximum(residual, floor), n)
+        residual = _residuals(wanted, shifts)
+        floor = max(np.median(residual[i, j]) * 0.1, 1e-3)
+        shifts = _solve(wanted, base / np.maximum(residual, floor))
     for _ in range(bisquare_rounds):
-        residual = _residuals(i, j, pair_shifts, shifts)
-        cut = 4.685 * max(np.median(residual) / 1.1774, 1e-3)  # a 2D Gaussian's median radius is 1.1774 sigma
-        robust = np.clip(1.0 - (residual / cut) ** 2, 0.0, None) ** 2
-        shifts = _solve(i, j, pair_shifts, weights * robust, n)
-    return shifts, robust
+        residual = _residuals(wanted, shifts)
+        # A 2D Gaussian's median radius is 1.1774 sigma.
+        cut = 4.685 * max(np.median(residual[i, j]) / 1.1774, 1e-3)
+        robust = np.maximum(1.0 - (residual / cut) ** 2, 0.0) ** 2
+        shifts = _solve(wanted, base * robust)
+    return np.stack([shifts.real, shifts.imag], axis=1), robust[i, j]
 
 
-def _residuals(i, j, pair_shifts, shifts):
-    return np.hypot(*(shifts[i] - shifts[j] - pair_shifts).T)
+def _residuals(wanted, shifts):
+    return np.abs(shifts[:, None] - shifts - wanted)
 
 
-def _solve(i, j, pair_shifts, weights, n):
-    laplacian = np.zeros((n, n))
-    laplacian[i, j] = laplacian[j, i] = -weights
-    laplacian[np.diag_indices(n)] = -laplacian.sum(axis=1)
-    pulls = weights[:, None] * pair_shifts
-    right = np.stack([np.bincount(i, p, n) - np.bincount(j, p, n) for p in pulls.T], axis=1)
-    scale = max(np.trace(laplacian) / n, 1e-300)
+def _solve(wanted, weights):
+    """Shifts (n,) whose differences are those `wanted` (n, n), in the least squares' sense."""
+    n = len(weights)
+    total = weights.sum(axis=1)
+    scale = max(total.sum() / n, 1e-300)
     # The constant matrix fixes the mean to zero; the small ridge keeps frames without any trusted pair solvable.
-    system = laplacian + scale / n + 1e-9 * scale * np.eye(n)
-    return np.linalg.solve(system, right)
+    system = scale / n - weights
+    system.flat[:: n + 1] += total + 1e-9 * scale
+    right = (weights * wanted).sum(axis=1)
+    return np.linalg.solve(system, right.view(float).reshape(n, 2)).view(complex)[:, 0]

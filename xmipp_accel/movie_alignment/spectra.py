@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any
 
 import numpy as np
@@ -10,8 +11,43 @@ import numpy as np
 from xmipp_accel.backend import array_module, cuda_kernel, fft_module, good_fft_size, to_host
 from xmipp_accel.movie_alignment.frame_kernels import frames_at_a_time
 
-RING_THREADS = 256
+RING_THREADS = PHASE_THREADS = 256
 HALF_AMPLITUDE = np.sqrt(1.0 / (2.0 * np.log(2.0)))
+
+
+@dataclasses.dataclass(frozen=True)
+class Grid:
+    """Half plane of frequencies.
+
+    Attributes
+    ----------
+    shape : (int, int)
+        Grid (my, mx) in real space.
+    extent : (int, int)
+        Pixels of the movie that the grid spans.
+    """
+
+    shape: tuple[int, int]
+    extent: tuple[int, int]
+
+    @functools.cached_property
+    def fy(self):
+        """Frequencies along y, cycles per px of the movie, shape (my,)."""
+        return np.fft.fftfreq(self.shape[0]) * self.shape[0] / self.extent[0]
+
+    @functools.cached_property
+    def fx(self):
+        """Frequencies along x, cycles per px of the movie, shape (mx // 2 + 1,)."""
+        return np.arange(self.shape[1] // 2 + 1) / self.extent[1]
+
+    @property
+    def pixel(self):
+        """Size (y, x) of the grid's pixels, px of the movie."""
+        return tuple(e / s for e, s in zip(self.extent, self.shape))
+
+    def radius(self, xp):
+        """Absolute frequency, float32 of shape (my, mx // 2 + 1), as an array of `xp`."""
+        return xp.hypot(*(xp.asarray(f, dtype=xp.float32) for f in (self.fy[:, None], self.fx[None])))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,42 +58,26 @@ class Spectra:
     ----------
     data : array of complex64, shape (n, my, mx // 2 + 1)
         Unnormalised transforms; the first row and column (offset and axis cross) are zero.
-    shape : (int, int)
-        Grid (my, mx) in real space.
-    extent : (int, int)
-        Pixels of the movie that the grid spans.
+    shape, extent : (int, int)
+        As of their :class:`Grid`.
     """
 
     data: Any
     shape: tuple[int, int]
     extent: tuple[int, int]
 
-    @property
-    def fy(self):
-        """Frequencies along y, cycles per px of the movie, shape (my,)."""
-        return np.fft.fftfreq(self.shape[0]) * self.shape[0] / self.extent[0]
-
-    @property
-    def fx(self):
-        """Frequencies along x, cycles per px of the movie, shape (mx // 2 + 1,)."""
-        return np.arange(self.shape[1] // 2 + 1) / self.extent[1]
-
-    @property
-    def radius(self):
-        """Absolute frequency, float32 of shape (my, mx // 2 + 1) on the data's device."""
-        xp = array_module(self.data)
-        return xp.hypot(*(xp.asarray(f, dtype=xp.float32) for f in (self.fy[:, None], self.fx[None])))
+    @functools.cached_property
+    def grid(self):
+        """The :class:`Grid` of the frequencies."""
+        return Grid(self.shape, self.extent)
 
     def shape_within(self, limit):
         """Grid that holds the frequencies up to `limit`, in cycles per px of the movie."""
         return tuple(grid_size(e, limit, s) for e, s in zip(self.extent, self.shape))
 
-    def crop(self, limit):
-        """Copy without the frequencies above `limit`, in cycles per px of the movie."""
-        shape = self.shape_within(limit)
-        if shape == self.shape:
-            return self
-        return Spectra(crop_half_plane(self.data, self.shape, shape), shape, self.extent)
+    def grid_within(self, limit):
+        """The :class:`Grid` of :meth:`shape_within`."""
+        return Grid(self.shape_within(limit), self.extent)
 
 
 def grid_size(extent, limit, largest):
@@ -80,6 +100,7 @@ def crop_half_plane(data, shape, new_shape, out=None):
     return out
 
 
+@functools.lru_cache
 def smooth_size(n):
     """Largest even number up to `n` whose prime factors are all 2, 3, 5 or 7."""
     size = n - n % 2
@@ -108,6 +129,7 @@ def frame_spectra(movie, frames, limit):
         images -= images[0].mean()
         full = fft.rfft2(images)
         crop_half_plane(full, extent, shape, out=data[first : first + together])
+        del images, full  # before the next ones are there
     data[:, 0, :] = 0
     data[:, :, 0] = 0
     return Spectra(data, shape, extent)
@@ -119,18 +141,30 @@ def gaussian(radius, resolution, sampling_rate):
     return array_module(radius).exp(-((radius / sigma) ** 2)).astype(radius.dtype)
 
 
+def squared(values):
+    """Squares of the absolute values, with one array beside the result."""
+    power = values.real**2
+    power += values.imag**2
+    return power
+
+
 def moving_phases(shifts, fy, fx, xp):
     """Phases (..., ky) and (..., kx), complex64, that translate by `shifts` (..., 2), in px."""
-    shifts, fy, fx = (xp.asarray(values, dtype=xp.float64) for values in (shifts, fy, fx))
-    return _phases(shifts[..., :1] * fy), _phases(shifts[..., 1:] * fx)
+    shifts, fy, fx = (xp.ascontiguousarray(xp.asarray(values, dtype=xp.float64)) for values in (shifts, fy, fx))
+    if xp is np:
+        return _phases(shifts[..., :1] * fy), _phases(shifts[..., 1:] * fx)
+    ey, ex = (xp.empty((*shifts.shape[:-1], len(f)), dtype=xp.complex64) for f in (fy, fx))
+    blocks = shifts.size // 2, -(-(len(fy) + len(fx)) // PHASE_THREADS)
+    arguments = shifts, fy, fx, ey, ex, np.int32(len(fy)), np.int32(len(fx))
+    cuda_kernel("others", "moving_phases")(blocks, (PHASE_THREADS,), arguments)
+    return ey, ex
 
 
 def _phases(turns):
     """``exp(-2 pi i turns)``, complex64."""
-    xp = array_module(turns)
-    angle = (2 * np.pi * (turns - xp.rint(turns))).astype(xp.float32)
-    phases = xp.empty(turns.shape, dtype=xp.complex64)
-    phases.real, phases.imag = xp.cos(angle), -xp.sin(angle)
+    angle = (2 * np.pi * (turns - np.rint(turns))).astype(np.float32)
+    phases = np.empty(turns.shape, dtype=np.complex64)
+    phases.real, phases.imag = np.cos(angle), -np.sin(angle)
     return phases
 
 
@@ -156,7 +190,8 @@ class SignalSpectrum:
     def rings(self, radius):
         """Ring of each frequency; those beyond 0.5 share the last one."""
         xp = array_module(radius)
-        return xp.minimum((radius * (2 * self.n_rings)).astype(xp.int32), self.n_rings)
+        rings = (radius * (2 * self.n_rings)).astype(xp.int32)
+        return xp.minimum(rings, self.n_rings, out=rings)
 
     def add(self, total_power, frame_power, rings, images=1):
         """Add |sum of frames|**2 and the sum of |frame|**2, both (ky, kx), themselves summed over `images`."""

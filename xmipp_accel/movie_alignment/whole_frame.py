@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 
@@ -12,10 +13,11 @@ from xmipp_accel.movie_alignment.frame_kernels import frames_at_a_time
 from xmipp_accel.movie_alignment.others import (
     aligned_sum,
     correlation_moments,
-    make_weighting,
+    doubled,
     newton_step,
     shift_information,
     slopes,
+    weighting_of,
 )
 from xmipp_accel.movie_alignment.spectra import (
     HALF_AMPLITUDE,
@@ -23,6 +25,7 @@ from xmipp_accel.movie_alignment.spectra import (
     crop_half_plane,
     gaussian,
     moving_phases,
+    squared,
 )
 
 COARSE_RESOLUTION = 30.0
@@ -32,8 +35,8 @@ CONVERGED = 0.01
 MAX_ROUNDS = 12
 # The rounds at full resolution keep the frequencies that hold this part of the information.
 INFORMATION = 0.99
-# A copy without the others must be this much smaller to be worth its memory.
-WORTH_A_COPY = 0.7
+# They must be less than this part of all frequencies to be worth leaving the others out.
+WORTH_LEAVING = 0.7
 LONGEST_STEP = 1.0
 # Standard deviations of noise; the largest of noise in a search is below it.
 LOST = 7.0
@@ -94,29 +97,31 @@ def align_whole_frames(spectra, sampling_rate, max_shift, max_resolution=0.0):
     shifts, trusted, at_limit = _from_all_pairs(spectra, sampling_rate, max_shift, coarse)
     # Pairs leave frames astray where electrons are few; the sum of all others shows more than any one of them.
     for resolution in (coarse, coarse, coarse / 2):
-        weight, small = _gaussian_weight(resolution, sampling_rate), low_pass_limit(resolution, sampling_rate)
-        shifts = _search_against_others(spectra.crop(small), shifts, weight, max_shift / sampling_rate)
-    limit = AlignedFrames(spectra, shifts).spectrum.limit(INFORMATION)
-    if np.prod(spectra.shape_within(limit)) < WORTH_A_COPY * np.prod(spectra.shape):
-        spectra = spectra.crop(limit)
-    refined = _refine(spectra, shifts, sampling_rate, max_resolution)
+        weight, grid = _gaussian_weight(resolution, sampling_rate), _within(spectra, resolution, sampling_rate)
+        shifts = _search_against_others(spectra, grid, shifts, weight, max_shift / sampling_rate)
+    grid = spectra.grid_within(AlignedFrames(spectra, spectra.grid, shifts).spectrum.limit(INFORMATION))
+    if np.prod(grid.shape) >= WORTH_LEAVING * np.prod(spectra.shape):
+        grid = spectra.grid
+    refined = _refine(spectra, grid, shifts, sampling_rate, max_resolution)
     lost = refined.lost
     if lost.any() and not lost.all():
         weight = combined_weight(refined.spectrum, sampling_rate, max_resolution)
+        which = np.flatnonzero(lost)
         shifts = between_known(refined.shifts[~lost], np.flatnonzero(~lost), len(lost))
-        shifts = _search_against_others(spectra, shifts, weight, max_shift / sampling_rate, np.flatnonzero(lost))
-        refined = _refine(spectra, shifts, sampling_rate, max_resolution)
+        shifts = _search_against_others(spectra, grid, shifts, weight, max_shift / sampling_rate, which)
+        refined = _refine(spectra, grid, shifts, sampling_rate, max_resolution)
     return dataclasses.replace(refined, pairs_trusted=trusted, at_limit=at_limit)
 
 
-def _refine(spectra, shifts, sampling_rate, max_resolution):
+def _refine(spectra, grid, shifts, sampling_rate, max_resolution):
     """Newton steps of all frames, each weighted by what the last one leaves, until they rest."""
-    change, power = np.inf, None
+    change, power, low_pass = np.inf, None, None
+    if max_resolution:
+        low_pass = gaussian(grid.radius(array_module(spectra.data)), max_resolution, sampling_rate)
     for _ in range(MAX_ROUNDS):
-        frames = AlignedFrames(spectra, shifts, power)
+        frames = AlignedFrames(spectra, grid, shifts, power)
         power = frames.power
-        weight = combined_weight(frames.spectrum, sampling_rate, max_resolution)
-        step, information, significance = frames.newton_step(weight)
+        step, information, significance = frames.newton_step(low_pass)
         del frames  # before the next ones are there
         new = shifts + step
         new -= new.mean(axis=0)
@@ -124,7 +129,7 @@ def _refine(spectra, shifts, sampling_rate, max_resolution):
         shifts = new
         if change < CONVERGED:
             break
-    spectrum = AlignedFrames(spectra, shifts, power).spectrum
+    spectrum = AlignedFrames(spectra, grid, shifts, power).spectrum
     return WholeFrameAlignment(shifts, standard_errors(information), significance, spectrum, change)
 
 
@@ -156,52 +161,84 @@ def standard_errors(information):
     return np.where(known[:, None], np.sqrt(np.abs(diagonal)), np.inf)
 
 
+@dataclasses.dataclass(frozen=True)
+class FramePower:
+    """What is the same for frames however they are shifted.
+
+    Attributes
+    ----------
+    rings : array of int32, shape (ky, kx)
+        Ring of each frequency, on the spectra's device.
+    sums, count : ndarray, shape (n_rings + 1,)
+        Sums over rings of the frames' power, and of the frequencies that have any.
+    """
+
+    rings: Any
+    sums: np.ndarray
+    count: np.ndarray
+
+
 class AlignedFrames:
     """Frames translated by `shifts` (n, 2), their sum, and the signal and noise in them.
 
     Parameters
     ----------
     spectra : Spectra
+    grid : Grid
+        Of the frequencies that count.
     shifts : ndarray, shape (n, 2)
-    power : tuple, optional
-        That of the same spectra with other shifts, which do not change it.
+    power : FramePower, optional
+        That of the same spectra and grid with other shifts, which do not change it.
+
+    Attributes
+    ----------
+    spectrum : SignalSpectrum
+    power : FramePower
+    total : ndarray, shape (n_rings + 1,)
+        Sums over rings of the power of the frames' sum.
     """
 
-    def __init__(self, spectra, shifts, power=None):
-        self._spectra, xp = spectra, array_module(spectra.data)
-        n = len(spectra.data)
-        self._phases = moving_phases(shifts[None], spectra.fy, spectra.fx, xp)
-        self._total, power_of_all = aligned_sum(spectra.data[None], self._phases)
-        self.spectrum = SignalSpectrum(n, max(8, min(spectra.extent) // 16))
-        self.power = power or self._frame_power(power_of_all[0])
-        rings, frame_power, count = self.power
-        total = self._total[0]
-        self.spectrum.add_rings(self.spectrum.sum_rings(total.real**2 + total.imag**2, rings), frame_power, count)
+    def __init__(self, spectra, grid, shifts, power=None):
+        self._spectra, self._grid, xp = spectra, grid, array_module(spectra.data)
+        self.spectrum = SignalSpectrum(len(spectra.data), max(8, min(spectra.extent) // 16))
+        rings = self.spectrum.rings(grid.radius(xp)) if power is None else power.rings
+        self._phases = moving_phases(shifts[None], grid.fy, grid.fx, xp)
+        self._total, of_frames = aligned_sum(spectra.data[None], self._phases)
+        if power is None:
+            sums = self.spectrum.sum_rings(of_frames[0], rings)
+            xp.sign(of_frames, out=of_frames)
+            power = FramePower(rings, sums, self.spectrum.sum_rings(of_frames[0], rings))
+        del of_frames  # before the next array is there
+        self.power, self.total = power, self.spectrum.sum_rings(squared(self._total[0]), rings)
+        self.spectrum.add_rings(self.total, power.sums, power.count)
 
-    def _frame_power(self, power):
-        """Ring of each frequency, and sums over rings of the frames' power and of the frequencies."""
-        rings = self.spectrum.rings(self._spectra.radius)
-        seen = (power > 0).astype(power.dtype)
-        return rings, self.spectrum.sum_rings(power, rings), self.spectrum.sum_rings(seen, rings)
-
-    def newton_step(self, weight):
+    def newton_step(self, low_pass):
         """Step (n, 2) of every frame towards the sum of the others, its information (n, 2, 2), and how significant
-        (n,) the frame's correlation was before it.
+        (n,) the frame's correlation was before it. `low_pass` (ky, kx), if any, multiplies the spectrum's weights.
         """
-        spectra, xp = self._spectra, array_module(self._spectra.data)
-        weighting = make_weighting(spectra.fy, spectra.fx, weight, xp)
-        found = slopes(correlation_moments(spectra.data[None], self._total, weighting, self._phases)[0])
+        spectra = self._spectra
+        weighting = weighting_of(self._weights(low_pass), self._grid.fy, self._grid.fx)
+        # A few numbers for each frame are faster done with on the host.
+        found = slopes(to_host(correlation_moments(spectra.data[None], self._total, weighting, self._phases)[0]))
         step, definite = newton_step(found.gradient, found.curvature)
         information = shift_information(found.curvature, found.variance)
-        step, information, definite, significance = (
-            to_host(array) for array in (step, information, definite, found.significance)
-        )
         # All frames step at once, and with them the sum of the others.
         step *= (len(step) - 1) / len(step)
         # No step leads farther than the finest waves allow; the next round goes on from there.
         length = np.hypot(step[:, 0], step[:, 1])
         step = step * np.minimum(1.0, LONGEST_STEP / np.maximum(length, 1e-12))[:, None]
-        return step, np.where(definite[:, None, None], information, 0.0), significance
+        return step, np.where(definite[:, None, None], information, 0.0), found.significance
+
+    def _weights(self, low_pass):
+        table, rings = self.spectrum.weights().astype(np.float32), self.power.rings
+        xp = array_module(rings)
+        table, weights = xp.asarray(table), xp.empty(rings.shape, dtype=xp.float32)
+        # NumPy looks up with indices of eight bytes, of which it makes a copy.
+        for rows in _batches(len(rings), 8 * rings.shape[1], xp):
+            weights[rows] = table[rings[rows]]
+        if low_pass is not None:
+            weights *= low_pass
+        return weights
 
 
 def low_pass_limit(resolution, sampling_rate):
@@ -213,21 +250,27 @@ def _gaussian_weight(resolution, sampling_rate):
     return lambda radius: gaussian(radius, resolution, sampling_rate)
 
 
+def _within(spectra, resolution, sampling_rate):
+    return spectra.grid_within(low_pass_limit(resolution, sampling_rate))
+
+
 def _from_all_pairs(spectra, sampling_rate, max_shift, resolution):
-    spectra = spectra.crop(low_pass_limit(resolution, sampling_rate))
+    grid = _within(spectra, resolution, sampling_rate)
     xp = array_module(spectra.data)
-    weight = make_weighting(spectra.fy, spectra.fx, _gaussian_weight(resolution, sampling_rate), xp).values
-    power = xp.sqrt((weight * (spectra.data.real**2 + spectra.data.imag**2)).sum(axis=(1, 2)))
-    data = spectra.data / xp.maximum(power, 1e-30)[:, None, None]
+    root = _root_weights(grid, _gaussian_weight(resolution, sampling_rate), xp)
+    data = crop_half_plane(spectra.data, spectra.shape, grid.shape)
+    data *= root
+    power = xp.sqrt(squared(data).sum(axis=(1, 2)))
+    data /= xp.maximum(power, 1e-30)[:, None, None]
     n = len(data)
     i, j = solve.frame_pairs(n)
-    step = tuple(e / s for e, s in zip(spectra.extent, spectra.shape))
     found, weights, limit = [], [], []
     for part in _batches(len(i), data[0].nbytes, xp):
-        a, b = xp.asarray(i[part]), xp.asarray(j[part])
-        cross = data[a] * data[b].conj() * weight
-        start, at_limit = correlate.window_maximum(cross, spectra.fy, spectra.fx, max_shift / sampling_rate, step)
-        shifts, curvature = correlate.newton(cross, spectra.fy, spectra.fx, start, 1, reach=2 * max(step))
+        cross = data[xp.asarray(j[part])]
+        xp.conjugate(cross, out=cross)
+        cross *= data[xp.asarray(i[part])]
+        start, at_limit = correlate.window_maximum(cross, grid.fy, grid.fx, max_shift / sampling_rate, grid.pixel)
+        shifts, curvature = correlate.newton(cross, grid.fy, grid.fx, start, 1, reach=2 * max(grid.pixel))
         found.append(shifts)
         weights.append(np.trace(curvature, axis1=1, axis2=2))
         limit.append(at_limit)
@@ -238,23 +281,35 @@ def _from_all_pairs(spectra, sampling_rate, max_shift, resolution):
     return shifts, float(trusted.mean()), float(touching.mean())
 
 
-def _search_against_others(spectra, shifts, weight, radius, which=None):
-    """Shifts (n, 2), those of the frames `which` such that each is where it fits the sum of the others best."""
+def _search_against_others(spectra, grid, shifts, weight, radius, which=None):
+    """Shifts (n, 2), those of the frames `which` such that each is where it fits the sum of the others best.
+
+    The frequencies of `grid` count.
+    """
     xp = array_module(spectra.data)
-    which = np.arange(len(shifts)) if which is None else which
-    phases = moving_phases(shifts[None], spectra.fy, spectra.fx, xp)
-    total, _ = aligned_sum(spectra.data[None], phases)
-    values = make_weighting(spectra.fy, spectra.fx, weight, xp).values
-    step = tuple(e / s for e, s in zip(spectra.extent, spectra.shape))
+    ey, ex = moving_phases(shifts, grid.fy, grid.fx, xp)
+    total, _ = aligned_sum(spectra.data[None], (ey[None], ex[None]))
+    root = _root_weights(grid, weight, xp)
+    total *= root
     found = np.array(shifts)
-    for part in _batches(len(which), spectra.data[0].nbytes, xp):
-        ey, ex = (phase[0][which[part]] for phase in phases)
-        moved = spectra.data[which[part]] * (ey[:, :, None] * ex[:, None, :])
-        cross = moved * (total[0] - moved).conj() * values
-        start, _ = correlate.window_maximum(cross, spectra.fy, spectra.fx, radius, step)
-        delta, _ = correlate.newton(cross, spectra.fy, spectra.fx, start, 1, reach=3 * max(step))
-        found[which[part]] += delta
+    for part in _batches(len(shifts) if which is None else len(which), total.nbytes, xp):
+        frames = part if which is None else which[part]
+        moved = crop_half_plane(spectra.data[frames], spectra.shape, grid.shape)
+        moved *= ey[frames][:, :, None]
+        moved *= ex[frames][:, None, :]
+        moved *= root
+        cross = total - moved
+        xp.conjugate(cross, out=cross)
+        cross *= moved
+        start, _ = correlate.window_maximum(cross, grid.fy, grid.fx, radius, grid.pixel)
+        delta, _ = correlate.newton(cross, grid.fy, grid.fx, start, 1, reach=3 * max(grid.pixel))
+        found[frames] += delta
     return found
+
+
+def _root_weights(grid, weight, xp):
+    """Square roots of cross-spectra's weights (ky, kx): both of the factors are multiplied by them."""
+    return xp.sqrt(doubled(weight(grid.radius(xp))))
 
 
 def _batches(count, each, xp):
@@ -288,4 +343,6 @@ def _fill(images, spectra):
     together = frames_at_a_time(shape, xp)
     for first in range(0, len(images), together):
         part = slice(first, first + together)
-        images[part] = fft.irfft2(crop_half_plane(spectra.data[part], spectra.shape, shape), s=shape)
+        whole = shape == spectra.shape
+        cut = spectra.data[part] if whole else crop_half_plane(spectra.data[part], spectra.shape, shape)
+        images[part] = fft.irfft2(cut, s=shape, overwrite_x=not whole)

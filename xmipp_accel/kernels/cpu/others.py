@@ -11,32 +11,36 @@ ROWS = 64
 
 @numba.njit(parallel=True, fastmath=True, cache=True)
 def _sum(spectra, ey, ex, total, power):
-    n_sets, n, ky, kx = spectra.shape
+    n_sets, n, rows = spectra.shape[:3]
+    ky, kx = total.shape[1:]
     for job in numba.prange(n_sets * ky):
         b, y = job // ky, job % ky
+        source = y if y < ky // 2 else y + rows - ky
         for x in range(kx):
             total[b, y, x] = 0
             power[b, y, x] = 0
         for t in range(n):
             row = ey[b, t, y]
             for x in range(kx):
-                frame = spectra[b, t, y, x]
+                frame = spectra[b, t, source, x]
                 total[b, y, x] += frame * (row * ex[b, t, x])
                 power[b, y, x] += frame.real * frame.real + frame.imag * frame.imag
 
 
 @numba.njit(parallel=True, fastmath=True, cache=True)
 def _moments(spectra, total, weights, columns, ey, ex, fy, fx, out):
-    n_sets, n, ky = spectra.shape[:3]
+    n_sets, n, rows = spectra.shape[:3]
+    ky = total.shape[1]
     n_parts = out.shape[2]
     for job in numba.prange(n_sets * n * n_parts):
         b, t, part = job // (n * n_parts), job // n_parts % n, job % n_parts
         g = np.zeros(N_MOMENTS)
         for y in range(part * ROWS, min(ky, (part + 1) * ROWS)):
             row = ey[b, t, y]
+            source = y if y < ky // 2 else y + rows - ky
             i0 = i1 = r0 = r1 = r2 = p0 = p1 = p2 = np.float32(0)
             for x in range(columns[y]):
-                moved = spectra[b, t, y, x] * (row * ex[b, t, x])
+                moved = spectra[b, t, source, x] * (row * ex[b, t, x])
                 others = total[b, y, x] - moved
                 w, f = weights[y, x], fx[x]
                 real = w * (moved.real * others.real + moved.imag * others.imag)
@@ -69,17 +73,18 @@ def aligned_sum(spectra, ey, ex):
 
     Parameters
     ----------
-    spectra : ndarray of complex64, shape (b, n, ky, kx)
+    spectra : ndarray of complex64, shape (b, n, rows, columns)
         Half-plane transforms of n frames, for b places.
     ey, ex : ndarray of complex64, shapes (b, n, ky) and (b, n, kx)
-        Phases that move the frames.
+        Phases that move the frames. Where they are fewer than the rows and columns (and ky is even), the higher
+        frequencies are left out.
 
     Returns
     -------
     ndarray of complex64, shape (b, ky, kx)
     ndarray of float32, shape (b, ky, kx)
     """
-    total = np.empty((len(spectra), *spectra.shape[2:]), dtype=np.complex64)
+    total = np.empty((len(spectra), ey.shape[2], ex.shape[2]), dtype=np.complex64)
     power = np.empty(total.shape, dtype=np.float32)
     _sum(spectra, ey, ex, total, power)
     return total, power
@@ -104,8 +109,7 @@ def correlation_moments(spectra, total, weights, columns, ey, ex, fy, fx):
         With z the weighted cross-spectrum: the sums of fy Im z, fx Im z; fy^2, fx^2, fx fy times Re z; the same
         times the square of abs(z); Re z and that square alone.
     """
-    n_sets, n, ky, _ = spectra.shape
-    out = np.empty((n_sets, n, -(-ky // ROWS), N_MOMENTS))
+    out = np.empty((*spectra.shape[:2], -(-len(fy) // ROWS), N_MOMENTS))
     _moments(spectra, total, weights, columns, ey, ex, fy, fx, out)
     return out.sum(axis=2)
 

@@ -8,9 +8,27 @@ __device__ inline float2 product(float2 a, float2 b) {
     return make_float2(a.x * b.x - a.y * b.y, a.x * b.y + a.y * b.x);
 }
 
+// Phases exp(-2 pi i shift f), float64 up to the fraction of a turn; one thread for each row and each column.
+__global__ void moving_phases(const double *shifts, const double *fy, const double *fx, float2 *ey, float2 *ex, int ky,
+                              int kx) {
+    const long long k = blockIdx.x;
+    const int i = blockIdx.y * blockDim.x + threadIdx.x;
+    if (i >= ky + kx) return;
+    const double turns = i < ky ? shifts[2 * k] * fy[i] : shifts[2 * k + 1] * fx[i - ky];
+    float sine, cosine;
+    sincospif((float)(2.0 * (turns - rint(turns))), &sine, &cosine);
+    float2 *place = i < ky ? ey + k * ky + i : ex + k * kx + i - ky;
+    *place = make_float2(cosine, -sine);
+}
+
+// Where row y of ky begins in frame t, whose transform has more rows and columns when it reaches higher frequencies.
+__device__ inline const float2 *row_of(const float2 *spectra, long long t, int y, int ky, int rows, int columns) {
+    return spectra + (t * rows + (y < ky / 2 ? y : y + rows - ky)) * columns;
+}
+
 // One thread for each frequency of each place.
 __global__ void aligned_sum(const float2 *spectra, const float2 *ey, const float2 *ex, float2 *out, float *power,
-                            int n, int ky, int kx) {
+                            int n, int ky, int kx, int rows, int columns) {
     const int x = blockIdx.x * blockDim.x + threadIdx.x;
     const int y = blockIdx.y;
     const long long b = blockIdx.z;
@@ -18,7 +36,7 @@ __global__ void aligned_sum(const float2 *spectra, const float2 *ey, const float
     float2 total = make_float2(0.0f, 0.0f);
     float square = 0.0f;
     for (long long t = b * n; t < (b + 1) * n; ++t) {
-        const float2 frame = spectra[(t * ky + y) * kx + x];
+        const float2 frame = row_of(spectra, t, y, ky, rows, columns)[x];
         const float2 moved = product(frame, product(ey[t * ky + y], ex[t * kx + x]));
         total.x += moved.x;
         total.y += moved.y;
@@ -31,7 +49,7 @@ __global__ void aligned_sum(const float2 *spectra, const float2 *ey, const float
 // One block for ROWS rows of one frame of one place; a warp takes a row at a time.
 __global__ void correlation_moments(const float2 *spectra, const float2 *total, const float *weights, const int *columns,
                                     const float2 *ey, const float2 *ex, const float *fy, const float *fx, double *out,
-                                    int n, int ky, int kx) {
+                                    int n, int ky, int kx, int rows, int columns_of_frame) {
     const long long frame = blockIdx.x;
     const long long place = frame / n;
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
@@ -40,9 +58,10 @@ __global__ void correlation_moments(const float2 *spectra, const float2 *total, 
     for (int y = first + warp; y < last; y += THREADS / 32) {
         const float2 row = ey[frame * ky + y];
         const float gy = fy[y];
+        const float2 *values = row_of(spectra, frame, y, ky, rows, columns_of_frame);
         const int used = columns[y];
         for (int x = lane; x < used; x += 32) {
-            const float2 moved = product(spectra[(frame * ky + y) * kx + x], product(row, ex[frame * kx + x]));
+            const float2 moved = product(values[x], product(row, ex[frame * kx + x]));
             const float2 whole = total[(place * ky + y) * kx + x];
             const float2 others = make_float2(whole.x - moved.x, whole.y - moved.y);
             const float w = weights[(long long)y * kx + x], gx = fx[x];
