@@ -122,11 +122,11 @@ def frame_spectra(movie, frames, limit):
     shape = tuple(grid_size(e, limit, e) for e in extent)
     data = xp.empty((len(frames), shape[0], shape[1] // 2 + 1), dtype=xp.complex64)
     fft = fft_module(data)
+    # The offset is no signal, but would cost the others their precision.
+    level = float(movie.frames(frames[:1], window).mean())
     together = frames_at_a_time(extent, xp)
     for first in range(0, len(frames), together):
-        images = movie.frames(frames[first : first + together], window)
-        # The offset is no signal, but would cost the others their precision.
-        images -= images[0].mean()
+        images = movie.frames(frames[first : first + together], window, level)
         full = fft.rfft2(images)
         crop_half_plane(full, extent, shape, out=data[first : first + together])
         del images, full  # before the next ones are there
