@@ -55,6 +55,11 @@ class _HostFFT:
             return function
         return lambda *args, **kwargs: function(*args, workers=self._workers, **kwargs)
 
+    def irfft2(self, x, s, overwrite_x=False):
+        """`scipy.fft.irfft2` in two steps, which needs one array less and two thirds of the time."""
+        columns = self.ifft(x, n=s[0], axis=-2, overwrite_x=overwrite_x)
+        return self.irfft(columns, n=s[1], axis=-1)
+
 
 def fft_module(*arrays):
     """Return the FFT functions for `array_module(*arrays)`: `cupyx.scipy.fft` or multi-threaded `scipy.fft`."""
