@@ -196,8 +196,7 @@ class LocalModel:
         in_time = [[eye / stiffness.space**2 for stiffness in stiffnesses]]
         in_time += [[self._bending / stiffness.time**2 + eye / AMPLITUDE**2 for stiffness in stiffnesses]]
         penalties = self._joined(self.xp.asarray(np.array(in_time)), self._plate[:, None])[0]
-        systems = matrices + penalties[:, None, None]
-        return solve_positive(systems, self.xp.broadcast_to(rights, systems.shape[:-1]))
+        return solve_positive(matrices + penalties[:, None, None], rights)
 
     def _misfits(self, equations, points, chosen):
         """Misfits (s,) of control points (s, 2, k, m), each of the k to the groups that `chosen` (k, g) marks."""
