@@ -19,6 +19,7 @@ from xmipp_accel.movie_alignment.spectra import (
     smooth_size,
 )
 from xmipp_accel.movie_alignment.whole_frame import align_whole_frames
+from xmipp_accel.numerics import bspline
 
 
 def smooth_image(shape, rng, width=0.15):
@@ -217,43 +218,108 @@ def local_truth(positions, times, lengths):
     return growth * np.stack([3 * x + 2 * y * y, -2 * y + x * y], axis=-1)[:, None]
 
 
-def test_cross_validation_tells_motion_from_noise():
+def local_model(device, n_control, lengths, times):
+    """A model of 5 x 6 patches, their centres, and the matrix (p * g, m) that predicts what they move by."""
+    grid = make_grid((500, 600), (500, 600), (0, 0), 150, (5, 6))
+    centres = grid.centres_y, grid.centres_x
+    model = LocalModel(n_control, lengths, times, centres, (150, 150), device.xp)
+    offsets = (np.arange(1000) + 0.5) / 1000
+    window = np.sin(np.pi * offsets) ** 2 / 500
+    bases = [bspline.basis_matrix(times, lengths[0], n_control[0])]
+    for place, length, n in zip(centres, lengths[1:], n_control[1:]):
+        inside = np.clip(place[:, None] + 150 * (offsets - 0.5), 0, length)
+        bases.append(np.stack([window @ bspline.basis_matrix(p, length, n) for p in inside]))
+    design = np.einsum("gt,yj,xk->yxgtjk", *bases).reshape(30 * len(times), -1)
+    return model, grid.positions, design
+
+
+def test_cross_validation_tells_motion_from_noise(device):
     rng = np.random.default_rng(0)
     lengths, times = (10.0, 500.0, 600.0), np.arange(10)
-    grid = make_grid((500, 600), (500, 600), (0, 0), 150, (5, 6))
-    model = LocalModel((4, 5, 5), lengths, grid.positions, (150, 150), times)
-    truth = local_truth(grid.positions, times, lengths)
+    model, positions, design = local_model(device, (4, 5, 5), lengths, times)
+    truth = local_truth(positions, times, lengths)
     noise = rng.normal(0, 0.1, truth.shape)
     information = np.full(truth.shape, 100.0)
-    stiffness, gain = model.choose_stiffness(truth + noise, information, Stiffness(0.3, 0.3))
+    equations = model.equations(device.asarray(truth + noise), device.asarray(information))
+    stiffness, gain = model.choose_stiffness(equations, Stiffness(0.3, 0.3))
     assert gain > 0.5
-    fitted = model.predict(model.fit(truth + noise, information, stiffness))
+
+    def fitted(stiffness):
+        points, residual = model.fit(equations, stiffness)
+        return (design @ points.reshape(-1, 2)).reshape(truth.shape), residual
+
     centred = truth - truth.mean(axis=0)
-    assert np.sqrt(((fitted - centred) ** 2).mean()) < 0.05
-    assert (
-        np.abs(model.predict(model.fit(truth + noise, information, Stiffness(1e-4, 1e-4))) - centred).max() > 0.1
-    )
-    assert model.choose_stiffness(noise, information, Stiffness(0.3, 0.3))[1] < 0.02
+    found, residual = fitted(stiffness)
+    assert np.sqrt(((found - centred) ** 2).mean()) < 0.05
+    assert np.abs(found.mean(axis=0)).max() < 1e-4
+    np.testing.assert_allclose(residual, (found - centred - noise + noise.mean(axis=0)).std(), rtol=1e-3)
+    assert np.abs(fitted(Stiffness(1e-4, 1e-4))[0] - centred).max() > 0.1
+    equations = model.equations(device.asarray(noise), device.asarray(information))
+    assert model.choose_stiffness(equations, Stiffness(0.3, 0.3))[1] < 0.02
 
 
-def test_the_softest_model_can_be_chosen():
+def test_the_fit_is_the_penalised_least_squares_solution(device):
+    """Written out for all measurements, with one more unknown for each group's common shift."""
+    rng = np.random.default_rng(3)
+    lengths, times, n_control = (6.0, 500.0, 600.0), np.arange(6) + 0.25, (4, 5, 6)
+    model, positions, design = local_model(device, n_control, lengths, times)
+    values = local_truth(positions, times, lengths) + rng.normal(0, 0.1, (30, 6, 2))
+    information = rng.uniform(0, 200, values.shape)
+    information[7] = 0
+    equations = model.equations(device.asarray(values), device.asarray(information))
+    points, _ = model.fit(equations, Stiffness(0.1, 3.0))
+    bend_t, bend_y, bend_x = (np.diff(np.eye(n), 2, axis=0) for n in n_control)
+    slope_y, slope_x = (np.diff(np.eye(n), axis=0) for n in n_control[1:])
+    eye_t, eye_y, eye_x = (np.eye(n) for n in n_control)
+    prior = [
+        np.kron(eye_t, np.kron(bend_y, eye_x)) / 0.1,
+        np.kron(eye_t, np.kron(eye_y, bend_x)) / 0.1,
+        np.kron(eye_t, np.kron(slope_y, slope_x)) * np.sqrt(2) / 0.1,
+        np.kron(bend_t, np.eye(30)) / 3.0,
+        np.eye(120) / 30.0,
+    ]
+    prior = np.concatenate(prior)
+    common = np.tile(np.eye(6), (30, 1))
+    for axis in range(2):
+        scale = np.sqrt(information[..., axis].ravel())
+        rows = np.block([[scale[:, None] * design, scale[:, None] * common], [prior, np.zeros((len(prior), 6))]])
+        right = np.concatenate([scale * values[..., axis].ravel(), np.zeros(len(prior))])
+        expected = design @ np.linalg.lstsq(rows, right, rcond=None)[0][:120]
+        expected = expected.reshape(30, 6) - expected.reshape(30, 6).mean(axis=0)
+        found = (design @ points[..., axis].ravel()).reshape(30, 6)
+        np.testing.assert_allclose(found, expected, atol=2e-3)
+
+
+def test_the_softest_model_can_be_chosen(device):
     """The end of the table, where the climb finds only what it has tried."""
     rng = np.random.default_rng(2)
     lengths, times = (10.0, 500.0, 600.0), np.arange(10)
-    grid = make_grid((500, 600), (500, 600), (0, 0), 150, (5, 6))
-    model = LocalModel((5, 5, 5), lengths, grid.positions, (150, 150), times)
-    wild = model.predict(rng.normal(0, 30, (5, 5, 5, 2)))
-    found, gain = model.choose_stiffness(wild, np.full(wild.shape, 1e8), Stiffness(0.01, 0.01))
+    model, _, design = local_model(device, (5, 5, 5), lengths, times)
+    wild = (design @ rng.normal(0, 30, (125, 2))).reshape(30, 10, 2)
+    equations = model.equations(device.asarray(wild), device.asarray(np.full(wild.shape, 1e8)))
+    found, gain = model.choose_stiffness(equations, Stiffness(0.01, 0.01))
     assert found == Stiffness(10.0, 10.0)
     assert gain > 0.5
 
 
-def test_one_bad_patch_is_discounted():
+def test_one_bad_patch_is_discounted(device):
     residuals = np.full((20, 3, 2), 0.1)
     residuals[4, 1] = 5.0
-    factors = robust_factors(residuals, np.ones(residuals.shape))
+    factors = to_host(robust_factors(device.asarray(residuals), device.asarray(np.ones(residuals.shape))))
     assert factors[4, 1] < 0.1
     assert factors[3, 1] == 1.0
+
+
+@pytest.mark.parametrize("count", [0, 1, 6, 7])
+def test_factors_are_relative_to_the_median_of_what_was_measured(device, count):
+    residuals = np.random.default_rng(4).normal(size=(5, 3, 2)) ** 5
+    information = np.zeros((5, 3, 2))
+    information.reshape(-1, 2)[:count] = 4.0
+    chi = 2 * np.hypot(*residuals.reshape(-1, 2)[:count].T)
+    expected = np.minimum(1, 3 / 1.1774 * np.median(chi) / chi) if count else []
+    factors = to_host(robust_factors(device.asarray(residuals), device.asarray(information))).ravel()
+    np.testing.assert_allclose(factors[:count], expected)
+    np.testing.assert_array_equal(factors[count:], 1.0)
 
 
 def test_patches_cover_the_frame():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import os
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -11,7 +12,10 @@ import numpy as np
 import scipy.fft
 from scipy.linalg.lapack import dposv
 
+from xmipp_accel.backend.kernels import cuda_kernel
+
 PINNED_BYTES = 1 << 20
+SOLVE_THREADS = 256
 
 
 def array_module(*arrays):
@@ -81,10 +85,22 @@ def on_all_cores(function, items):
 
 
 def solve_positive(matrices, right):
-    """Solutions (..., n) of systems with symmetric positive definite `matrices` (..., n, n), in float64."""
-    if array_module(matrices) is np:
-        shape = np.broadcast_shapes(matrices.shape[:-1], right.shape)
-        out = np.empty(shape)
+    """Solve systems with symmetric positive definite `matrices` (..., n, n).
+
+    Parameters
+    ----------
+    matrices : array of float64, shape (..., n, n)
+    right : array of float64, shape broadcastable to (..., n)
+
+    Returns
+    -------
+    array of float64, shape (..., n)
+    """
+    xp = array_module(matrices)
+    shape = matrices.shape[:-1]
+    right = xp.broadcast_to(right, shape)
+    out = xp.empty(shape)
+    if xp is np:
 
         def solve(index):
             _, out[index], info = dposv(matrices[index], right[index])
@@ -93,9 +109,11 @@ def solve_positive(matrices, right):
 
         on_all_cores(solve, np.ndindex(shape[:-1]))
         return out
-    import cupyx.lapack
-
-    return cupyx.lapack.posv(matrices, right)
+    factors = xp.linalg.cholesky(matrices)
+    arguments = factors, xp.ascontiguousarray(right), out, np.int32(shape[-1])
+    kernel = cuda_kernel("solve", "solve_factored")
+    kernel((math.prod(shape[:-1]),), (SOLVE_THREADS,), arguments, shared_mem=out.itemsize * shape[-1])
+    return out
 
 
 def cpu_count() -> int:

@@ -128,11 +128,12 @@ class WorkingGrid:
         counts = parameters.patches_y, parameters.patches_x
         self.patches = make_grid(self.images.shape[1:], extent, origin, edge, counts)
         self.groups = frame_groups(len(times), parameters.group_frames)
-        self.centres = [times[group].mean() for group in self.groups]
+        self.times_of_groups = [times[group].mean() for group in self.groups]
         edges = tuple(self.patches.size * p for p in self.patches.pixel)
-        positions, xp = self.patches.positions, array_module(self.images)
+        centres = self.patches.centres_y, self.patches.centres_x
         n_control = control_counts(parameters, shape, sampling_rate)
-        self.model = LocalModel(n_control, self.lengths, positions, edges, self.centres, xp)
+        xp = array_module(self.images)
+        self.model = LocalModel(n_control, self.lengths, self.times_of_groups, centres, edges, xp)
 
     def field(self, found):
         """Translations (n, p, 2) at the patches' centres."""
@@ -151,23 +152,22 @@ class WorkingGrid:
         weight = self._weight(found.spectrum, resolution)
         reach = (resolution or UNFILTERED_REACH) / self.sampling_rate
         measured = measure_patches(stack, self.field(found), self.groups, weight, reach)
-        values = measured.shifts + xp.asarray(self._local(found, self.centres).swapaxes(0, 1))
+        values = measured.shifts + xp.asarray(self._local(found, self.times_of_groups).swapaxes(0, 1))
         factors = robust_factors(centred(measured.shifts, measured.information), measured.information)
         information = measured.information * factors[..., None]
+        equations = model.equations(values, information)
         stiffness, gain = found.stiffness, found.gain
         if not resolution:
-            stiffness, gain = model.choose_stiffness(values, information, stiffness)
-        points = model.fit(values, information, stiffness)
-        misfit = centred(values - model.predict(points), information)
-        residual = xp.sqrt((information * misfit**2).sum() / xp.maximum(information.sum(), 1e-300))
+            stiffness, gain = model.choose_stiffness(equations, stiffness)
+        points, residual = model.fit(equations, stiffness)
         step = to_host(measured.frame_shifts)
         return LocalAlignment(
             found.shifts + step - step.mean(axis=0),
-            to_host(points),
+            points,
             measured.spectrum,
             stiffness,
             gain,
-            float(residual),
+            residual,
             (len(self.patches.centres_y), len(self.patches.centres_x)),
         )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
+from typing import Any
 
 import numpy as np
 
@@ -24,6 +24,35 @@ class Stiffness:
     time: float = 0.3
 
 
+@dataclasses.dataclass(frozen=True)
+class Equations:
+    """What the measurements of each group of frames say about the field over y and x at the group's time.
+
+    The group's common shift, which is left to the frames' own shifts, is eliminated. Control points `z` over y and
+    x leave a misfit of ``squares + sum of z @ matrices @ z - 2 rights @ z``.
+
+    Attributes
+    ----------
+    matrices : array, shape (g, 2, ny * nx, ny * nx)
+    rights : array, shape (g, 2, ny * nx)
+    squares : array, shape ()
+        Misfit without local motion: squared measurements times their inverse variances.
+    information : array, shape ()
+        Sum of the inverse variances.
+    """
+
+    matrices: Any
+    rights: Any
+    squares: Any
+    information: Any
+
+    def misfits(self, points):
+        """Misfits (s,) of control points (g, 2, ny * nx, s)."""
+        slopes = self.matrices @ points - 2 * self.rights[..., None]
+        misfits = self.squares + (points * slopes).sum(axis=(0, 1, 2))
+        return array_module(misfits).maximum(misfits, 0.0)  # rounded, where the fit is perfect
+
+
 class LocalModel:
     """Local motion relative to the whole frame's, over (t, y, x).
 
@@ -33,84 +62,85 @@ class LocalModel:
         Control points in t, y and x.
     lengths : (float, float, float)
         What they cover: frames, height and width.
-    positions : ndarray, shape (p, 2)
-        Centres (y, x) of the patches.
+    times : array_like, shape (g,)
+        Of the measurements, in frames.
+    centres : (ndarray, ndarray), shapes (py,) and (px,)
+        Of the patches, in y and in x.
     edges : (float, float)
         Of the patches. What is measured in one is the motion's mean under its window.
-    times : ndarray, shape (g,)
-        Of the measurements, in frames.
     xp : module
-        `numpy` or `cupy`, where measurements and control points are.
+        `numpy` or `cupy`, where measurements are.
     """
 
-    def __init__(self, n_control, lengths, positions, edges, times, xp=np):
+    def __init__(self, n_control, lengths, times, centres, edges, xp=np):
         self.xp, self.n_control = xp, tuple(n_control)
-        self.n_times, self.n_patches = len(times), len(positions)
-        basis_y, basis_x = (
-            _windowed_basis(positions[:, a], edges[a], lengths[a + 1], n_control[a + 1]) for a in (0, 1)
-        )
-        self.in_time = xp.asarray(bspline.basis_matrix(times, lengths[0], n_control[0]))
-        self.in_space = xp.asarray(np.einsum("pj,pk->pjk", basis_y, basis_x).reshape(self.n_patches, -1))
-        self._mean = self.in_space.mean(axis=0)
-        self._space, self._time = (xp.asarray(matrix) for matrix in _penalties(self.n_control))
+        self._in_time = bspline.basis_matrix(times, lengths[0], n_control[0])
+        bases = [_windowed_basis(*along) for along in zip(centres, edges, lengths[1:], n_control[1:])]
+        self._mean = np.kron(*(basis.mean(axis=0) for basis in bases))
+        self._bases = [xp.asarray(basis) for basis in bases]
+        self._squares = [xp.asarray(_squares(basis)) for basis in bases]
+        plate, self._bending = _roughness(self.n_control)
+        self._plate = xp.asarray(np.stack([plate, np.eye(len(plate))]))
 
-    def _penalty(self, stiffness):
-        ridge = self.xp.eye(len(self._space)) / AMPLITUDE**2
-        return self._space / stiffness.space**2 + self._time / stiffness.time**2 + ridge
+    def equations(self, values, information):
+        """Equations of what was measured.
 
-    def _normal(self, values, information, folds):
-        """Normal equations (2, folds, m, m) and (2, folds, m), with the groups' common shifts eliminated.
+        Parameters
+        ----------
+        values : array, shape (py * px, g, 2)
+            Translations of each patch and group; what all patches of a group share is not used.
+        information : array, shape (py * px, g, 2)
+            Inverse variances.
 
-        `folds` (folds, group) holds 1 for the groups of each fold and 0 for the others.
-
-        Since a basis function is a product of one in time and one in space, so is each group's part of the matrix.
+        Returns
+        -------
+        Equations
         """
-        xp, space = self.xp, self.in_space
-        weight = xp.moveaxis(information, -1, 0).swapaxes(1, 2)  # (component, group, patch)
-        values = xp.moveaxis(values, -1, 0).swapaxes(1, 2)
-        total = xp.maximum(weight.sum(axis=2, keepdims=True), 1e-300)
-        mean = weight @ space / total
-        spatial = space.T @ (weight[..., None] * space) - total[..., None] * mean[..., None] * mean[..., None, :]
-        right = (weight * values) @ space - (weight * values).sum(axis=2, keepdims=True) * mean
-        n_t, n_s = self.in_time.shape[1], space.shape[1]
-        times = self.in_time * xp.asarray(folds)[..., None]  # (fold, group, n_t), zero for the groups of others
-        pairs = (times[..., :, None] * times[..., None, :]).reshape(len(folds), self.n_times, -1).swapaxes(1, 2)
-        product = pairs @ spatial.reshape(2, 1, self.n_times, -1)
-        matrices = product.reshape(2, len(folds), n_t, n_t, n_s, n_s).transpose(0, 1, 2, 4, 3, 5)
-        rights = times.swapaxes(1, 2) @ right[:, None]
-        size = n_t * n_s
-        return matrices.reshape(2, len(folds), size, size), rights.reshape(2, len(folds), size)
+        xp, (_, ny, nx) = self.xp, self.n_control
+        values = centred(values, information)
+        weighted = information * values
+        rights = self._over_patches(weighted, self._bases)
+        products = self._over_patches(information, self._squares)
+        products = products.reshape(-1, 2, ny, ny, nx, nx)
+        sums = products.sum(axis=(3, 5))  # as the basis functions of a place add up to one
+        total = xp.maximum(sums.sum(axis=(2, 3), keepdims=True), 1e-300)
+        products -= (sums / total)[:, :, :, None, :, None] * sums[:, :, None, :, None, :]
+        matrices = products.swapaxes(3, 4).reshape(-1, 2, ny * nx, ny * nx)
+        squares = (weighted * values).sum()
+        return Equations(matrices, rights.reshape(-1, 2, ny * nx), squares, information.sum())
 
-    def fit(self, values, information, stiffness):
+    def _over_patches(self, values, functions):
+        """Sum `values` (py * px, ...) times functions of y (py, a) and of x (px, b); shape (..., a, b)."""
+        values = values.reshape(len(functions[0]), len(functions[1]), *values.shape[1:])
+        for function in functions:  # puts what it sums over first, and its own axis last
+            values = self.xp.tensordot(values, function, axes=(0, 0))
+        return values
+
+    def fit(self, equations, stiffness):
         """Fit the control points.
 
         Parameters
         ----------
-        values : array, shape (p, g, 2)
-            Translations of each patch and group; what all patches of a group share is not used.
-        information : array, shape (p, g, 2)
-            Inverse variances.
+        equations : Equations
         stiffness : Stiffness
 
         Returns
         -------
-        array, shape (nt, ny, nx, 2)
+        control_points : ndarray, shape (nt, ny, nx, 2)
+            On the host. They move nothing on average over the patches, at any time: that is left to the frames'
+            own shifts.
+        residual : float
+            Weighted rms difference between measurements and model.
         """
-        matrices, right = self._normal(values, information, np.ones((1, self.n_times)))
-        points = solve_positive(matrices[:, 0] + self._penalty(stiffness), right[:, 0])
-        return self._without_mean(points.T).reshape((*self.n_control, 2))
+        everything = np.ones((1, len(self._in_time)))
+        points = self._solve(self._normal(equations, everything), [stiffness])
+        misfit = self._misfits(equations, points, everything)[0]
+        residual = self.xp.sqrt(misfit / self.xp.maximum(equations.information, 1e-300))
+        points = to_host(points).reshape(2, self.n_control[0], -1)
+        points = points - (points @ self._mean)[..., None]
+        return np.moveaxis(points, 0, -1).reshape((*self.n_control, 2)), float(residual)
 
-    def _without_mean(self, points):
-        """Move nothing on average over the patches, at any time: that is left to the frames' own shifts."""
-        points = points.reshape(self.n_control[0], -1, 2)
-        return points - self.xp.einsum("j,tjc->tc", self._mean, points)[:, None]
-
-    def predict(self, control_points):
-        """Values (p, g, 2) at the patches."""
-        points = control_points.reshape(self.n_control[0], -1, 2)
-        return self.xp.einsum("gt,ps,tsc->pgc", self.in_time, self.in_space, points, optimize=True)
-
-    def choose_stiffness(self, values, information, start):
+    def choose_stiffness(self, equations, start):
         """Cross-validate over groups of frames, whose noise is independent; that of overlapping patches is not.
 
         From `start`, places two steps away in the table of stiffnesses are tried, then neighbours until none is
@@ -123,36 +153,58 @@ class LocalModel:
             One minus the ratio of the prediction error of the best model to that of no local motion; positive when
             the local model predicts frames that it has not seen.
         """
-        n_folds = min(FOLDS, self.n_times)
-        folds = (np.arange(self.n_times) % FOLDS == np.arange(n_folds)[:, None]).astype(np.float64)
-        matrices, right = self._normal(values, information, folds)
-        kept = matrices.sum(axis=1, keepdims=True) - matrices, right.sum(axis=1, keepdims=True) - right
+        groups = np.arange(len(self._in_time))
+        left_out = (groups % FOLDS == np.arange(min(FOLDS, len(groups)))[:, None]).astype(np.float64)
+        normal = self._normal(equations, 1 - left_out)
         best = start
         errors: dict[Stiffness, float] = {}
         step = 2
         while True:
             new = [trial for trial in _around(best, step) if trial not in errors]
             if new:
-                errors.update(zip(new, self._held_out_errors(values, information, folds, *kept, new)))
+                points = self._solve(normal, new)
+                errors.update(zip(new, to_host(self._misfits(equations, points, left_out)).tolist()))
             elif step == 1:
                 break
             best, step = min(errors, key=errors.__getitem__), 1
-        reference = float(_error(values, information))
+        reference = float(equations.squares)
         return best, 1.0 - errors[best] / reference if reference > 0 else 0.0
 
-    def _held_out_errors(self, values, information, folds, matrices, right, stiffnesses):
-        """Prediction error of each stiffness, over the groups that were left out of the fit."""
+    def _normal(self, equations, chosen):
+        """Normal equations (2, k, m, m) and (2, k, m) of the groups that `chosen` (k, g) marks with 1, not 0."""
         xp = self.xp
-        penalties = xp.stack([self._penalty(stiffness) for stiffness in stiffnesses])
-        systems = matrices[None] + penalties[:, None, None]
-        points = solve_positive(systems, xp.broadcast_to(right, systems.shape[:-1]))
-        points = points.reshape(len(stiffnesses), 2, len(folds), self.n_control[0], -1)
-        prediction = xp.empty((len(stiffnesses), *values.shape))
-        for f in range(len(folds)):
-            fold = slice(f, None, FOLDS)
-            motion = self.in_time[fold] @ points[:, :, f] @ self.in_space.T
-            prediction[:, :, fold] = motion.transpose(0, 3, 2, 1)
-        return to_host(_error(values - prediction, information)).tolist()
+        pairs = xp.asarray(_squares(self._in_time)[:, None] * chosen.T[..., None])
+        in_time = xp.asarray(self._in_time[:, None] * chosen.T[..., None])
+        rights = xp.tensordot(in_time, equations.rights, axes=(0, 0))  # (k, nt, 2, ny * nx)
+        return self._joined(pairs, equations.matrices), rights.transpose(2, 0, 1, 3).reshape(2, len(chosen), -1)
+
+    def _joined(self, in_time, in_space):
+        """Matrices (c, k, m, m) over all control points.
+
+        They are sums, over the first axis, of Kronecker products of matrices in time (r, k, nt * nt) and in space
+        (r, c, ny * nx, ny * nx).
+        """
+        nt, n_space = self.n_control[0], in_space.shape[-1]
+        product = self.xp.tensordot(in_time, in_space, axes=(0, 0))
+        product = product.reshape(-1, nt, nt, *in_space.shape[1:]).transpose(3, 0, 1, 4, 2, 5)
+        return product.reshape(*product.shape[:2], nt * n_space, nt * n_space)
+
+    def _solve(self, normal, stiffnesses):
+        """Control points (s, 2, k, m) that solve the normal equations with each of the stiffnesses."""
+        matrices, rights = normal
+        eye = np.eye(self.n_control[0]).ravel()
+        in_time = [[eye / stiffness.space**2 for stiffness in stiffnesses]]
+        in_time += [[self._bending / stiffness.time**2 + eye / AMPLITUDE**2 for stiffness in stiffnesses]]
+        penalties = self._joined(self.xp.asarray(np.array(in_time)), self._plate[:, None])[0]
+        return solve_positive(matrices + penalties[:, None, None], rights)
+
+    def _misfits(self, equations, points, chosen):
+        """Misfits (s,) of control points (s, 2, k, m), each of the k to the groups that `chosen` (k, g) marks."""
+        n_sets, n_chosen = len(points), len(chosen)
+        points = points.reshape(n_sets, 2, n_chosen, self.n_control[0], -1)
+        in_time = self.xp.asarray((self._in_time * chosen[..., None]).swapaxes(1, 2))  # (k, nt, g)
+        at_groups = self.xp.tensordot(in_time, points, axes=((0, 1), (2, 3)))  # (g, s, 2, ny * nx)
+        return equations.misfits(at_groups.transpose(0, 2, 3, 1))
 
 
 def _around(stiffness, step):
@@ -164,16 +216,19 @@ def _around(stiffness, step):
     return dict.fromkeys(Stiffness(space, time) for space in sides[0] for time in sides[1])
 
 
-@functools.lru_cache(maxsize=4)
-def _penalties(n_control):
-    """Roughness in space and in time of control points, as matrices over all of them."""
-    nt, ny, nx = n_control
+def _squares(basis):
+    """Products (p, n * n) of every two of the basis functions (p, n)."""
+    return (basis[:, :, None] * basis[:, None]).reshape(len(basis), -1)
+
+
+def _roughness(n_control):
+    """Roughness in space, as a matrix (ny * nx, ny * nx), and in time (nt * nt,)."""
+    _, ny, nx = n_control
     bend = [bspline.second_differences(n) for n in n_control]
     slope = [np.diff(np.eye(n), axis=0) for n in n_control]
     square = [b.T @ b for b in bend]
     twist = np.kron(slope[1].T @ slope[1], slope[2].T @ slope[2])
-    plate = np.kron(square[1], np.eye(nx)) + 2 * twist + np.kron(np.eye(ny), square[2])
-    return np.kron(np.eye(nt), plate), np.kron(square[0], np.eye(ny * nx))
+    return np.kron(square[1], np.eye(nx)) + 2 * twist + np.kron(np.eye(ny), square[2]), square[0].ravel()
 
 
 def centred(values, information):
@@ -182,19 +237,13 @@ def centred(values, information):
     return values - (information * values).sum(axis=-3, keepdims=True) / total
 
 
-def _error(residual, information):
-    return (information * centred(residual, information) ** 2).sum(axis=(-3, -2, -1))
-
-
 def _windowed_basis(centres, edge, length, n_control):
     """Means of the basis functions under Hann windows of this edge."""
     offsets = (np.arange(16) + 0.5) / 16
     window = np.sin(np.pi * offsets) ** 2
-    centres, places = np.unique(centres, return_inverse=True)  # patches lie on a grid
-    positions = centres[:, None] + (offsets - 0.5) * edge
+    positions = np.asarray(centres)[:, None] + (offsets - 0.5) * edge
     basis = bspline.basis_matrix(np.clip(positions, 0, length).ravel(), length, n_control)
-    means = np.einsum("k,pkn->pn", window / window.sum(), basis.reshape(*positions.shape, n_control))
-    return means[places]
+    return window / window.sum() @ basis.reshape(*positions.shape, n_control)
 
 
 def robust_factors(residuals, information):
@@ -202,5 +251,7 @@ def robust_factors(residuals, information):
     xp = array_module(residuals)
     chi = xp.sqrt((information * residuals**2).sum(axis=-1))
     used = information.sum(axis=-1) > 0
-    scale = xp.median(chi[used]) / 1.1774 if bool(used.any()) else 1.0
-    return xp.minimum(1.0, 3.0 * scale / xp.maximum(chi, 1e-12))
+    ordered = xp.sort(xp.where(used, chi, xp.inf), axis=None)  # not by a mask, whose count a GPU would wait for
+    count = used.sum()
+    median = ordered.take(xp.stack([xp.maximum(count - 1, 0) // 2, count // 2])).mean()
+    return xp.minimum(1.0, 3.0 / 1.1774 * median / xp.maximum(chi, 1e-12))

@@ -141,22 +141,23 @@ class PatchStack:
         n, my, mx = images.shape
         self.images, self.grid = images, grid
         pixel, size = np.asarray(grid.pixel), grid.size
-        start = (grid.positions - np.asarray(grid.origin)) / pixel - size / 2
-        moved = np.clip(np.rint(start - field / pixel), 0, np.array([my - size, mx - size]))
-        self._starts = np.ascontiguousarray(moved.swapaxes(0, 1), dtype=np.int32)
-        # What a patch's content needs besides its field, since it was cut at whole pixels.
-        self.offsets = ((moved - start) * pixel).swapaxes(0, 1)
+        start = ((grid.positions - np.asarray(grid.origin)) / pixel - size / 2)[:, None]
+        moved = np.rint(start - field.swapaxes(0, 1) / pixel).clip(0, (my - size, mx - size))
+        self._starts = moved.astype(np.int32, order="C")
+        # What a patch's content needs besides its field, since it was cut at whole pixels, (p, n, 2).
+        self.offsets = (moved - start) * pixel
         each = n * size * (size // 2 + 1) * 8
         count = len(self._starts)
         kept, block = KEPT_ON_HOST, BLOCK_ON_HOST
         if array_module(images) is not np:
             free = free_bytes(array_module(images))
             kept, block = int(KEPT_ON_DEVICE * free), min(LARGEST_BLOCK, int(BLOCK_ON_DEVICE * free))
-        self._places = np.array_split(np.arange(count), -(-count // max(1, block // each)))
+        parts = np.array_split(np.arange(count), -(-count // max(1, block // each)))
+        self._places = [slice(part[0], part[-1] + 1) for part in parts]
         self._kept = [self._transforms(places) for places in self._places] if count * each <= kept else None
 
     def blocks(self):
-        """Yield indices of patches and their transforms (len, n, size, size // 2 + 1), complex64."""
+        """Yield slices of patches and their transforms (len, n, size, size // 2 + 1), complex64."""
         if self._kept is not None:
             yield from zip(self._places, self._kept)
             return
@@ -173,7 +174,7 @@ class PatchStack:
         def transform(place):  # its frames stay in the core's own cache
             spectra[place] = scipy.fft.rfft2(patches[place])
 
-        on_all_cores(transform, range(len(places)))
+        on_all_cores(transform, range(len(patches)))
         return spectra
 
 
@@ -206,12 +207,14 @@ def measure_patches(stack, field, groups, weight, reach):
     radius = xp.hypot(weighting.fy[:, None], weighting.fx[None])
     spectrum = SignalSpectrum(n, max(8, grid.size // 4))
     rings = spectrum.rings(radius)
+    moved = xp.asarray(field.swapaxes(0, 1) + stack.offsets, order="C")
     moments, frames = [], xp.zeros((n, N_MOMENTS))
+    total_power, frame_power = (xp.zeros(radius.shape, dtype=xp.float32) for _ in range(2))
     for places, spectra in stack.blocks():
-        shifts = field[:, places].swapaxes(0, 1) + stack.offsets[places]
-        phases = moving_phases(shifts, weighting.fy, weighting.fx, xp)
+        phases = moving_phases(moved[places], weighting.fy, weighting.fx, xp)
         total, power = aligned_sum(spectra, phases)
-        spectrum.add((total.real**2 + total.imag**2).sum(axis=0), power.sum(axis=0), rings, len(places))
+        total_power += (total.real**2 + total.imag**2).sum(axis=0)
+        frame_power += power.sum(axis=0)
         found = correlation_moments(spectra, total, weighting, phases)
         frames += found.sum(axis=0)
         if len(groups) < n:
@@ -219,15 +222,16 @@ def measure_patches(stack, field, groups, weight, reach):
         moments.append(found)
     whole = slopes(frames)
     each = slopes(xp.concatenate(moments))
-    curvature = xp.broadcast_to(each.curvature.mean(axis=1, keepdims=True), each.curvature.shape)
+    curvature = each.curvature.mean(axis=1, keepdims=True)
     shifts, definite = newton_step(each.gradient, curvature)
-    information = shift_information(curvature, each.variance)
     trusted = definite & (xp.hypot(shifts[..., 0], shifts[..., 1]) <= reach)
-    information = xp.where(trusted[..., None], xp.diagonal(information, axis1=-2, axis2=-1), 0.0)
+    information = xp.diagonal(shift_information(curvature, each.variance), axis1=-2, axis2=-1)
+    frame_shifts, _ = newton_step(whole.gradient, whole.curvature)
+    spectrum.add(total_power, frame_power, rings, len(moved))  # last, since it waits for the GPU
     return PatchShifts(
         xp.where(trusted[..., None], shifts, 0.0),
-        information,
-        newton_step(whole.gradient, whole.curvature)[0],
+        xp.where(trusted[..., None], information, 0.0),
+        frame_shifts,
         spectrum,
     )
 

@@ -74,9 +74,11 @@ def evaluate(control_points, t, y, x, lengths):
 
 def evaluate_grid(control_points, t, y, x, lengths):
     """Evaluate the field on the grid of one-dimensional `t`, `y` and `x`; shape (len(t), len(y), len(x), 2)."""
-    control_points = np.asarray(control_points, dtype=np.float64)
-    bases = [basis_matrix(p, length, n) for p, length, n in zip((t, y, x), lengths, control_points.shape[:3])]
-    return np.einsum("ai,bj,ck,ijkd->abcd", *bases, control_points, optimize=True)
+    values = np.asarray(control_points, dtype=np.float64)
+    nt, ny, nx, components = values.shape
+    in_t, in_y, in_x = (basis_matrix(p, length, n) for p, length, n in zip((t, y, x), lengths, (nt, ny, nx)))
+    planes = (in_t @ values.reshape(nt, -1)).reshape(-1, ny, nx * components)
+    return in_x @ (in_y @ planes).reshape(len(in_t), len(in_y), nx, components)
 
 
 def evaluate_frames(control_points, t, y, x, lengths):
