@@ -131,7 +131,8 @@ def slopes(moments):
 
 def _symmetric(yy_xx_xy):
     xp = array_module(yy_xx_xy)
-    return xp.stack([yy_xx_xy[..., [0, 2]], yy_xx_xy[..., [2, 1]]], axis=-2)
+    yy, xx, xy = (yy_xx_xy[..., k] for k in range(3))
+    return xp.stack([yy, xy, xy, xx], axis=-1).reshape(*yy.shape, 2, 2)
 
 
 def newton_step(gradient, curvature):
@@ -155,9 +156,12 @@ def _solve2(matrix, right):
 def shift_information(curvature, variance):
     """Information H V^-1 H (..., 2, 2) of shifts, the inverse of their covariance; zero without noise."""
     xp = array_module(curvature)
+    p, q, r = curvature[..., 0, 0], curvature[..., 0, 1], curvature[..., 1, 1]
     a, b, d = variance[..., 0, 0], variance[..., 0, 1], variance[..., 1, 1]
     determinant = a * d - b * b
     known = determinant > 0
-    adjugate = xp.stack([xp.stack([d, -b], axis=-1), xp.stack([-b, a], axis=-1)], axis=-2)
-    inverse = adjugate / xp.where(known, determinant, 1.0)[..., None, None]
-    return xp.where(known[..., None, None], curvature @ inverse @ curvature, 0.0)
+    # Written out, as products of many small matrices are slow.
+    top, bottom = (p * d - q * b, q * a - p * b), (q * d - r * b, r * a - q * b)
+    yy, xx, xy = top[0] * p + top[1] * q, bottom[0] * q + bottom[1] * r, top[0] * q + top[1] * r
+    scale = xp.where(known, 1.0 / xp.where(known, determinant, 1.0), 0.0)
+    return _symmetric(xp.stack([yy * scale, xx * scale, xy * scale], axis=-1))

@@ -321,7 +321,7 @@ def _batches(count, each, xp):
 def frames_on_grid(spectra, limit):
     """Real images (n, my, mx) of the spectra up to `limit` in cycles per px, float32."""
     images = array_module(spectra.data).empty((len(spectra.data), *spectra.shape_within(limit)), dtype=np.float32)
-    _fill(images, spectra)
+    _fill(images, spectra, keep=True)
     return images
 
 
@@ -330,14 +330,14 @@ def turned_into_images(spectra, limit):
     data, shape = spectra.data, (len(spectra.data), *spectra.shape_within(limit))
     used = shape[0] * shape[1] * shape[2]
     # No image is larger than its spectrum: each is written over spectra that have been read.
-    _fill(data.reshape(-1).view(np.float32)[:used].reshape(shape), spectra)
+    _fill(data.reshape(-1).view(np.float32)[:used].reshape(shape), spectra, keep=False)
     if array_module(data) is np and data.flags.owndata:
         data.resize(-(-used // 2), refcheck=False)  # the rest goes back to the system
     return data.reshape(-1).view(np.float32)[:used].reshape(shape)
 
 
-def _fill(images, spectra):
-    """Transform the spectra back, those beyond the images' grid left out."""
+def _fill(images, spectra, keep):
+    """Transform the spectra back, those beyond the images' grid left out; `keep` them or not."""
     xp, fft = array_module(spectra.data), fft_module(spectra.data)
     shape = images.shape[1:]
     together = frames_at_a_time(shape, xp)
@@ -345,4 +345,4 @@ def _fill(images, spectra):
         part = slice(first, first + together)
         whole = shape == spectra.shape
         cut = spectra.data[part] if whole else crop_half_plane(spectra.data[part], spectra.shape, shape)
-        images[part] = fft.irfft2(cut, s=shape, overwrite_x=not whole)
+        images[part] = fft.irfft2(cut, s=shape, overwrite_x=not (whole and keep))
