@@ -18,7 +18,7 @@ def test_positive_systems(device, n):
         np.testing.assert_allclose(found, expected, rtol=1e-10, atol=1e-12)
 
 
-def test_what_is_not_positive(device):
+def test_what_is_not_positive_on_the_cpu():
     matrices = np.stack([np.eye(3), np.diag([1.0, -1.0, 1.0])])
     with pytest.raises(np.linalg.LinAlgError):
-        solve_positive(device.asarray(matrices), device.asarray(np.ones((2, 3))))
+        solve_positive(matrices, np.ones((2, 3)))

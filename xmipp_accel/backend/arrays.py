@@ -95,6 +95,11 @@ def solve_positive(matrices, right):
     Returns
     -------
     array of float64, shape (..., n)
+
+    Raises
+    ------
+    LinAlgError
+        A matrix on the host is not positive definite. On a GPU the check would wait for the result, which is wrong.
     """
     xp = array_module(matrices)
     shape = matrices.shape[:-1]
