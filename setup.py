@@ -59,6 +59,7 @@ setup(
         "jinja2>=3.1,<4",
         "tqdm>=4.60,<5",
         "psutil>=5.8,<=5.9.6",
+        "threadpoolctl>=3,<4",
     ],
     extras_require={
         "cuda11": ["cupy-cuda11x>=13.3,<14"],

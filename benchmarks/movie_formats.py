@@ -22,7 +22,7 @@ import tifffile
 
 from benchmarks.reporting import print_json, print_machine, print_table
 from xmipp_accel.backend import CPU, resolve_device
-from xmipp_accel.backend.arrays import cpu_count
+from xmipp_accel.backend.threads import cpu_count
 from xmipp_accel.io import eer, tiff
 from xmipp_accel.io.electrons import Streams
 from xmipp_accel.io.files import open_input

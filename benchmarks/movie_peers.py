@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.movie_data import NODES, SAMPLING_RATE
-from xmipp_accel.backend.arrays import cpu_count
+from xmipp_accel.backend.threads import cpu_count
 from xmipp_accel.io.images import read_image
 from xmipp_accel.io.movies import open_movie
 from xmipp_accel.io.tables import read_blocks

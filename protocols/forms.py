@@ -9,7 +9,7 @@ from typing import Any
 from pyworkflow.protocol import params
 
 from xmipp_accel import Plugin
-from xmipp_accel.backend.arrays import cpu_count
+from xmipp_accel.backend.threads import cpu_count
 from xmipp_accel.errors import ParameterError
 
 # Where XMIPP_ACCEL_DEVICE is set to another value, it overrules every form.

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tests.movie_alignment.test_parts import moving_frames
-from xmipp_accel.backend import to_host
+from xmipp_accel.backend import threads, to_host
 from xmipp_accel.movie_alignment import patches, whole_frame
 from xmipp_accel.movie_alignment.prepare import PreparedMovie
 from xmipp_accel.movie_alignment.spectra import frame_spectra, gaussian
@@ -32,7 +32,8 @@ def test_whole_frames_are_aligned_without_a_copy_of_all(monkeypatch):
     rng = np.random.default_rng(2)
     frames = moving_frames((192, 240), np.cumsum(rng.normal(0, 0.3, (40, 2)), axis=0), rng).astype(np.float32)
     spectra = frame_spectra(PreparedMovie(frames), range(40), 0.5)
-    monkeypatch.setattr(whole_frame, "HOST_BYTES", 1)
+    monkeypatch.setattr(whole_frame, "HOST_BYTES", 1 << 16)
+    monkeypatch.setattr(threads, "cpu_count", lambda: 2)  # each has a batch of its own
     whole_frame.align_whole_frames(spectra, 1.5, 40.0)  # compiles
     tracemalloc.start()
     whole_frame.align_whole_frames(spectra, 1.5, 40.0)

@@ -9,7 +9,7 @@ from pwem.objects import Acquisition, Movie, SetOfMovies, SetOfParticles
 from pyworkflow.protocol import params
 
 from xmipp_accel import convert
-from xmipp_accel.backend.arrays import cpu_count
+from xmipp_accel.backend.threads import cpu_count
 from xmipp_accel.errors import ParameterError
 from xmipp_accel.io.images import write_stack
 from xmipp_accel.io.particles import Particles

@@ -5,12 +5,12 @@ from xmipp_accel.backend.arrays import (
     fft_module,
     free_bytes,
     good_fft_size,
-    on_all_cores,
     solve_positive,
     to_host,
 )
 from xmipp_accel.backend.devices import CPU, Device, resolve_device
 from xmipp_accel.backend.kernels import cuda_kernel
+from xmipp_accel.backend.threads import on_all_cores, one_blas_thread
 
 __all__ = [
     "CPU",
@@ -21,6 +21,7 @@ __all__ = [
     "free_bytes",
     "good_fft_size",
     "on_all_cores",
+    "one_blas_thread",
     "resolve_device",
     "solve_positive",
     "to_host",

@@ -6,13 +6,13 @@ import functools
 import math
 import os
 import sys
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import scipy.fft
 from scipy.linalg.lapack import dposv
 
 from xmipp_accel.backend.kernels import cuda_kernel
+from xmipp_accel.backend.threads import cpu_count, on_all_cores
 
 PINNED_BYTES = 1 << 20
 SOLVE_THREADS = 256
@@ -74,16 +74,6 @@ def fft_module(*arrays):
     return cupyx.scipy.fft
 
 
-def on_all_cores(function, items):
-    """Results of `function`, which should do without Python's lock for most of the time, for all `items`."""
-    items = list(items)
-    workers = min(cpu_count(), len(items))
-    if workers < 2:
-        return [function(item) for item in items]
-    with ThreadPoolExecutor(workers) as pool:
-        return list(pool.map(function, items))
-
-
 def solve_positive(matrices, right):
     """Solve systems with symmetric positive definite `matrices` (..., n, n).
 
@@ -99,7 +89,7 @@ def solve_positive(matrices, right):
     Raises
     ------
     LinAlgError
-        A matrix on the host is not positive definite. On a GPU the check would wait for the result, which is wrong.
+        A matrix on the host is not positive definite. On a GPU the result is wrong: a check would wait for it.
     """
     xp = array_module(matrices)
     shape = matrices.shape[:-1]
@@ -119,13 +109,6 @@ def solve_positive(matrices, right):
     kernel = cuda_kernel("solve", "solve_factored")
     kernel((math.prod(shape[:-1]),), (SOLVE_THREADS,), arguments, shared_mem=out.itemsize * shape[-1])
     return out
-
-
-def cpu_count() -> int:
-    """Cores this process may use, which under a batch system are fewer than the machine has."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 @functools.lru_cache(maxsize=1 << 14)

@@ -8,8 +8,8 @@ import platform
 import sys
 from pathlib import Path
 
-from xmipp_accel.backend.arrays import cpu_count
 from xmipp_accel.backend.devices import cuda_status, resolve_device
+from xmipp_accel.backend.threads import cpu_count
 
 LIBRARIES = (
     "scipion-em-xmipp-accel",

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from xmipp_accel.backend.arrays import cpu_count
+from xmipp_accel.backend.threads import cpu_count
 from xmipp_accel.errors import InputFileError, ParameterError
 from xmipp_accel.io.electrons import Coding, Streams
 from xmipp_accel.io.files import open_input

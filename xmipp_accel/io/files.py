@@ -12,7 +12,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from xmipp_accel.backend.arrays import cpu_count
+from xmipp_accel.backend.threads import cpu_count
 from xmipp_accel.errors import InputFileError
 
 # Larger reads are shared by threads: one alone copies a file out of the system's cache at a few GB/s.

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from xmipp_accel.backend.arrays import cpu_count
+from xmipp_accel.backend.threads import cpu_count
 from xmipp_accel.errors import InputFileError, ParameterError
 from xmipp_accel.io import eer, mrc, tiff
 from xmipp_accel.io.frame_groups import equal_groups

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from xmipp_accel.backend.arrays import cpu_count
+from xmipp_accel.backend.threads import cpu_count
 from xmipp_accel.errors import InputFileError, ParameterError
 from xmipp_accel.io.files import open_input, read_bytes, read_into
 from xmipp_accel.io.ifd import STRIP_BYTE_COUNTS, STRIP_OFFSETS, Directory, DirectoryReader

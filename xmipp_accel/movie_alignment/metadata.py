@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any
 
@@ -23,11 +24,17 @@ def xmipp_coefficients(result):
     n = result.n_aligned
     local = result.control_points
     _, ny, nx = local.shape[:3] if local.size else (0, 4, 4)
-    in_time = np.linalg.pinv(bspline.basis_matrix(np.arange(n), n, n + 3))
+    in_time = _through_every_frame(n)
     values = np.repeat(np.repeat(result.shifts[:, None, None], ny, axis=1), nx, axis=2).astype(np.float64)
     if local.size:
         values += np.einsum("ni,iyxc->nyxc", bspline.basis_matrix(np.arange(n), n, len(local)), local)
     return np.einsum("in,nyxc->iyxc", in_time, values)
+
+
+@functools.lru_cache(maxsize=8)
+def _through_every_frame(n):
+    """Control points (n + 3, n) of the smallest spline through each of n values."""
+    return np.linalg.pinv(bspline.basis_matrix(np.arange(n), n, n + 3))
 
 
 def write_xmd(path, result, blank=()):

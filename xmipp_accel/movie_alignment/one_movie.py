@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
+from xmipp_accel.backend import one_blas_thread
 from xmipp_accel.errors import InputFileError, ParameterError, ProcessingError
 from xmipp_accel.io.images import stack_writer, write_image
 from xmipp_accel.io.movies import open_movie
@@ -60,15 +61,19 @@ class OneMovie:
     def result(self):
         """Process the movie."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        try:
-            computed = self.executor.workers.run(self._read, self._compute)
-        except MemoryError as error:
-            raise ProcessingError(f"{self.path}: too large for the memory of {self.device}: {error}") from error
-        with self._stage("write", 4):
-            result = self._write(*computed)
-        write_json(self.folder / f"{self.name}.json", result.to_json())
+        with one_blas_thread():
+            computed = self._computed()
+            with self._stage("write", 4):
+                result = self._write(*computed)
+            write_json(self.folder / f"{self.name}.json", result.to_json())
         logger.info("%s: %s, %.1f s", self.path.name, result.status, sum(self.timings.values()))
         return result
+
+    def _computed(self):
+        try:
+            return self.executor.workers.run(self._read, self._compute)
+        except MemoryError as error:
+            raise ProcessingError(f"{self.path}: too large for the memory of {self.device}: {error}") from error
 
     def _compute(self, raw):
         with self._stage("align", 2):

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from xmipp_accel.backend import array_module, fft_module, to_host
+from xmipp_accel.backend import array_module, fft_module, on_all_cores, to_host
 from xmipp_accel.movie_alignment import correlate, solve
 from xmipp_accel.movie_alignment.frame_kernels import frames_at_a_time
 from xmipp_accel.movie_alignment.others import (
@@ -30,7 +30,7 @@ from xmipp_accel.movie_alignment.spectra import (
 
 COARSE_RESOLUTION = 30.0
 # Cross-spectra at a time: in the cache of a CPU, few launches on a GPU.
-HOST_BYTES, DEVICE_BYTES = 8 << 20, 1 << 30
+HOST_BYTES, DEVICE_BYTES = 2 << 20, 1 << 30
 CONVERGED = 0.01
 MAX_ROUNDS = 12
 # The rounds at full resolution keep the frequencies that hold this part of the information.
@@ -264,20 +264,19 @@ def _from_all_pairs(spectra, sampling_rate, max_shift, resolution):
     data /= xp.maximum(power, 1e-30)[:, None, None]
     n = len(data)
     i, j = solve.frame_pairs(n)
-    found, weights, limit = [], [], []
-    for part in _batches(len(i), data[0].nbytes, xp):
+
+    def search(part):
         cross = data[xp.asarray(j[part])]
         xp.conjugate(cross, out=cross)
         cross *= data[xp.asarray(i[part])]
         start, at_limit = correlate.window_maximum(cross, grid.fy, grid.fx, max_shift / sampling_rate, grid.pixel)
         shifts, curvature = correlate.newton(cross, grid.fy, grid.fx, start, 1, reach=2 * max(grid.pixel))
-        found.append(shifts)
-        weights.append(np.trace(curvature, axis1=1, axis2=2))
-        limit.append(at_limit)
-    sharpness, touching = np.concatenate(weights), np.concatenate(limit)
+        return shifts, np.trace(curvature, axis1=1, axis2=2), at_limit
+
+    found, sharpness, touching = map(np.concatenate, zip(*_each(search, _batches(len(i), data[0].nbytes, xp), xp)))
     certainty = (sharpness / max(sharpness.max(initial=0.0), 1e-300)) ** 2
     certainty = np.where(touching, 1e-3 * certainty, certainty) + 1e-9
-    shifts, trusted = solve.shifts_from_pairs(i, j, np.concatenate(found), certainty, n)
+    shifts, trusted = solve.shifts_from_pairs(i, j, found, certainty, n)
     return shifts, float(trusted.mean()), float(touching.mean())
 
 
@@ -291,8 +290,8 @@ def _search_against_others(spectra, grid, shifts, weight, radius, which=None):
     total, _ = aligned_sum(spectra.data[None], (ey[None], ex[None]))
     root = _root_weights(grid, weight, xp)
     total *= root
-    found = np.array(shifts)
-    for part in _batches(len(shifts) if which is None else len(which), total.nbytes, xp):
+
+    def search(part):
         frames = part if which is None else which[part]
         moved = crop_half_plane(spectra.data[frames], spectra.shape, grid.shape)
         moved *= ey[frames][:, :, None]
@@ -302,14 +301,22 @@ def _search_against_others(spectra, grid, shifts, weight, radius, which=None):
         xp.conjugate(cross, out=cross)
         cross *= moved
         start, _ = correlate.window_maximum(cross, grid.fy, grid.fx, radius, grid.pixel)
-        delta, _ = correlate.newton(cross, grid.fy, grid.fx, start, 1, reach=3 * max(grid.pixel))
-        found[frames] += delta
+        return correlate.newton(cross, grid.fy, grid.fx, start, 1, reach=3 * max(grid.pixel))[0]
+
+    found, chosen = np.array(shifts), slice(None) if which is None else which
+    parts = _batches(len(found[chosen]), total.nbytes, xp)
+    found[chosen] += np.concatenate(_each(search, parts, xp))
     return found
 
 
 def _root_weights(grid, weight, xp):
     """Square roots of cross-spectra's weights (ky, kx): both of the factors are multiplied by them."""
     return xp.sqrt(doubled(weight(grid.radius(xp))))
+
+
+def _each(function, parts, xp):
+    """Results of `function` for all parts; on the CPU each core takes one at a time."""
+    return on_all_cores(function, parts) if xp is np else [function(part) for part in parts]
 
 
 def _batches(count, each, xp):

@@ -1,0 +1,66 @@
+"""Threads of this process: how many, and who may use them."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import scipy.linalg  # noqa: F401 - its BLAS must be there before the libraries are looked for
+import threadpoolctl
+
+
+def cpu_count() -> int:
+    """Cores this process may use, which under a batch system are fewer than the machine has."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def on_all_cores(function, items):
+    """Results of `function`, which should do without Python's lock for most of the time, for all `items`."""
+    items = list(items)
+    workers = min(cpu_count(), len(items))
+    if workers < 2:
+        return [function(item) for item in items]
+    with ThreadPoolExecutor(workers) as pool:
+        return list(pool.map(function, items))
+
+
+class _BlasThreads:
+    """Number of threads of NumPy's and SciPy's BLAS, which the whole process shares."""
+
+    def __init__(self):
+        self._lock = threading.Lock()
+        self._users = 0
+        self._limit: Any = None
+
+    @contextlib.contextmanager
+    def one(self):
+        """Keep BLAS to one thread until the last of those who want that is done.
+
+        Its threads wait for more by turning round and round for a tenth of a second, and meanwhile take the cores
+        from those who read, write and compute.
+        """
+        with self._lock:
+            if not self._users:
+                self._limit = _libraries().limit(limits=1, user_api="blas")
+            self._users += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._users -= 1
+                if not self._users:
+                    self._limit.restore_original_limits()
+
+
+@functools.cache
+def _libraries():
+    return threadpoolctl.ThreadpoolController()
+
+
+one_blas_thread = _BlasThreads().one
