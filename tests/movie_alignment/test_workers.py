@@ -36,10 +36,23 @@ class Memory:
 
 
 @pytest.fixture
-def two_at_a_time(monkeypatch):
-    monkeypatch.setitem(workers.COMPUTED, "cpu", 2)
-    monkeypatch.setitem(workers.IN_MEMORY, "cpu", 4)
-    return workers.Workers(CPU)
+def two_at_a_time():
+    return workers.Workers(CPU, 2, 4)
+
+
+class FreeMemory:
+    """A GPU with so many free bytes."""
+
+    kind = "cuda"
+
+    def __init__(self, free):
+        self.free_memory = lambda: free
+
+
+def test_a_gpu_computes_two_at_a_time_where_there_is_room():
+    assert workers.movies_at_a_time(CPU) == (1, 1)
+    assert workers.movies_at_a_time(FreeMemory(7 << 30)) == (1, 2)
+    assert workers.movies_at_a_time(FreeMemory(79 << 30)) == (2, 3)
 
 
 def run_all(these, memory, movies):

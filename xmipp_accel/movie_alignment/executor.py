@@ -17,7 +17,7 @@ from xmipp_accel.movie_alignment.gain_check import GainCheck, check_gain
 from xmipp_accel.movie_alignment.one_movie import OneMovie
 from xmipp_accel.movie_alignment.polishing import defects_for_polishing, gain_for_polishing
 from xmipp_accel.movie_alignment.prepare import BadPixels
-from xmipp_accel.movie_alignment.workers import Workers
+from xmipp_accel.movie_alignment.workers import Workers, movies_at_a_time
 
 logger = logging.getLogger(__name__)
 
@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 class MovieAlignmentExecutor:
     """Aligns movies; long-lived, bound to one device.
 
-    :meth:`process` may be called from several threads, `IN_FLIGHT` of them at best: one movie is computed while
+    :meth:`process` may be called from several threads, `IN_FLIGHT` of them at best: some movies are computed while
     others are read and written.
 
     Parameters
@@ -44,12 +44,12 @@ class MovieAlignmentExecutor:
         The frame groups cannot be read.
     """
 
-    IN_FLIGHT = 4
+    IN_FLIGHT = 5
 
     def __init__(self, parameters, device=CPU, gain=None, dark=None, defects=None, frame_groups=None):
         self.parameters = parameters
         self.device = device
-        self.workers = Workers(device)
+        self.workers = Workers(device, *movies_at_a_time(device))
         self._gain, self._dark, self._defects = gain, dark, defects
         self.frame_groups = read_frame_groups(frame_groups) if frame_groups else None
         self._references = {}

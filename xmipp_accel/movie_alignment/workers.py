@@ -9,10 +9,19 @@ from concurrent.futures import ThreadPoolExecutor
 
 logger = logging.getLogger(__name__)
 
-# Two movies computed at a time on one GPU are hardly faster, since both wait for Python's lock, and take twice the
-# memory; but the next one is read meanwhile. On the CPU that would take cores from the computing.
-COMPUTED = {"cpu": 1, "cuda": 1}
-IN_MEMORY = {"cpu": 1, "cuda": 2}
+# Free bytes of a GPU that computes two movies at a time: what one leaves idle while Python prepares its next kernels
+# goes to the other, for twice the memory.
+ROOM_FOR_TWO = 32 << 30
+
+
+def movies_at_a_time(device):
+    """How many movies are computed on a device at a time, and how many it holds, those that are read meanwhile too.
+
+    On the CPU, reading would take cores from the computing.
+    """
+    if device.kind == "cpu":
+        return 1, 1
+    return (2, 3) if device.free_memory() > ROOM_FOR_TWO else (1, 2)
 
 
 class Workers:
@@ -23,12 +32,14 @@ class Workers:
     Parameters
     ----------
     device : Device
+    computed, in_memory : int
+        Movies at a time, as from :func:`movies_at_a_time`.
     """
 
-    def __init__(self, device):
+    def __init__(self, device, computed, in_memory):
         self.device = device
-        self._pool = ThreadPoolExecutor(COMPUTED[device.kind], "compute", device.make_current)
-        self._places = IN_MEMORY[device.kind]
+        self._pool = ThreadPoolExecutor(computed, "compute", device.make_current)
+        self._places = in_memory
         self._free_places = threading.Semaphore(self._places)
         self._clearing = threading.Lock()
 
