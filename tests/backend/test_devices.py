@@ -84,6 +84,18 @@ def test_the_cpu_has_memory():
     assert CPU.free_memory() > 2**20
 
 
+@pytest.mark.gpu
+def test_a_limit_of_the_pool_counts_as_the_memory(device):
+    if device.kind == "cuda":
+        pool = device.xp.get_default_memory_pool()
+        before = pool.get_limit()
+        try:
+            pool.set_limit(size=pool.used_bytes() + 2**24)
+            assert device.free_memory() == 2**24
+        finally:
+            pool.set_limit(size=before)
+
+
 @pytest.mark.parametrize(("n", "size"), [(0, 2), (1, 2), (2, 2), (11, 12), (13, 14), (1084, 1120), (4092, 4096)])
 def test_good_fft_size(n, size):
     assert good_fft_size(n) == size

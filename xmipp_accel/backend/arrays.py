@@ -44,7 +44,9 @@ def free_bytes(xp) -> int:
     """Bytes that can still be allocated on the current device of `xp`."""
     if xp is np:
         return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return int(xp.cuda.runtime.memGetInfo()[0]) + xp.get_default_memory_pool().free_bytes()
+    pool = xp.get_default_memory_pool()
+    free = int(xp.cuda.runtime.memGetInfo()[0]) + pool.free_bytes()
+    return min(free, pool.get_limit() - pool.used_bytes()) if pool.get_limit() else free
 
 
 class _HostFFT:

@@ -9,13 +9,13 @@ from concurrent.futures import ThreadPoolExecutor
 
 logger = logging.getLogger(__name__)
 
-# Free bytes of a GPU that computes two movies at a time: what one leaves idle while Python prepares its next kernels
-# goes to the other, for twice the memory.
+# Free bytes of a GPU that computes two movies at a time: while Python prepares the next kernels of one, those of the
+# other run, for twice the memory.
 ROOM_FOR_TWO = 32 << 30
 
 
 def movies_at_a_time(device):
-    """How many movies are computed on a device at a time, and how many it holds, those that are read meanwhile too.
+    """How many movies are computed on a device at a time, and how many it holds with those that are being read.
 
     On the CPU, reading would take cores from the computing.
     """
