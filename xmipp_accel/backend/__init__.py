@@ -7,6 +7,7 @@ from xmipp_accel.backend.arrays import (
     good_fft_size,
     solve_positive,
     to_host,
+    trim_heap,
 )
 from xmipp_accel.backend.devices import CPU, Device, resolve_device
 from xmipp_accel.backend.kernels import cuda_kernel
@@ -25,4 +26,5 @@ __all__ = [
     "resolve_device",
     "solve_positive",
     "to_host",
+    "trim_heap",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import math
 import os
@@ -47,6 +48,18 @@ def free_bytes(xp) -> int:
     pool = xp.get_default_memory_pool()
     free = int(xp.cuda.runtime.memGetInfo()[0]) + pool.free_bytes()
     return min(free, pool.get_limit() - pool.used_bytes()) if pool.get_limit() else free
+
+
+def trim_heap(xp):
+    """Give the system back what the C library keeps of freed arrays, in the heaps of other threads above all."""
+    trim = _malloc_trim()
+    if xp is np and trim is not None:
+        trim(0)
+
+
+@functools.cache
+def _malloc_trim():
+    return getattr(ctypes.CDLL(None), "malloc_trim", None)  # of glibc
 
 
 class _HostFFT:

@@ -6,7 +6,7 @@ import dataclasses
 
 import numpy as np
 
-from xmipp_accel.backend import array_module, to_host
+from xmipp_accel.backend import array_module, to_host, trim_heap
 from xmipp_accel.movie_alignment.model import LocalModel, Stiffness, centred, robust_factors
 from xmipp_accel.movie_alignment.patches import PatchStack, frame_groups, make_grid, measure_patches
 from xmipp_accel.movie_alignment.spectra import SignalSpectrum, gaussian
@@ -78,6 +78,7 @@ def working_grids(spectra, times, shape, whole, parameters, sampling_rate):
     list of WorkingGrid
         For :func:`align_locally`.
     """
+    trim_heap(array_module(spectra.data))  # before the images are beside the spectra
     limits = low_pass_limit(COARSE_ROUNDS[0], sampling_rate), whole.spectrum.limit(INFORMATION)
     images = frames_on_grid(spectra, limits[0]), turned_into_images(spectra, limits[1])
     return [WorkingGrid(array, spectra.extent, times, shape, parameters, sampling_rate) for array in images]

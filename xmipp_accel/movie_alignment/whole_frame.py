@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from xmipp_accel.backend import array_module, fft_module, on_all_cores, to_host
+from xmipp_accel.backend import array_module, fft_module, on_all_cores, to_host, trim_heap
 from xmipp_accel.movie_alignment import correlate, solve
 from xmipp_accel.movie_alignment.frame_kernels import frames_at_a_time
 from xmipp_accel.movie_alignment.others import (
@@ -316,7 +316,11 @@ def _root_weights(grid, weight, xp):
 
 def _each(function, parts, xp):
     """Results of `function` for all parts; on the CPU each core takes one at a time."""
-    return on_all_cores(function, parts) if xp is np else [function(part) for part in parts]
+    if xp is not np:
+        return [function(part) for part in parts]
+    results = on_all_cores(function, parts)
+    trim_heap(xp)
+    return results
 
 
 def _batches(count, each, xp):

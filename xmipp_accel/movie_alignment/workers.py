@@ -9,8 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 logger = logging.getLogger(__name__)
 
-# Free bytes of a GPU that computes two movies at a time: while Python prepares the next kernels of one, those of the
-# other run, for twice the memory.
+# Free bytes of a GPU that computes two movies at a time: kernels of one run while Python prepares the other's, for
+# twice the memory.
 ROOM_FOR_TWO = 32 << 30
 
 
