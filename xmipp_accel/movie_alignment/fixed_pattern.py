@@ -133,7 +133,7 @@ def coherence(shifts, frequency):
         return np.array([j0(f * apart).mean() for f in frequency])
 
     # It is as smooth as its longest wave, so that a polynomial through fewer points is exact to rounding.
-    half = np.max(frequency) / 2
+    half = np.max(frequency, initial=0.0) / 2
     waves = half * apart.max()
     degree = int(waves + 8 * np.cbrt(waves)) + 10
     if degree >= len(frequency):
