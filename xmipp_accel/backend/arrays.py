@@ -17,6 +17,7 @@ from xmipp_accel.backend.threads import cpu_count, on_all_cores
 
 PINNED_BYTES = 1 << 20
 SOLVE_THREADS = 256
+ROWS = 128
 
 
 def array_module(*arrays):
@@ -74,10 +75,9 @@ class _HostFFT:
             return function
         return lambda *args, **kwargs: function(*args, workers=self._workers, **kwargs)
 
-    def irfft2(self, x, s, overwrite_x=False):
+    def irfft2(self, x, s):
         """`scipy.fft.irfft2` in two steps, which needs one array less and two thirds of the time."""
-        columns = self.ifft(x, n=s[0], axis=-2, overwrite_x=overwrite_x)
-        return self.irfft(columns, n=s[1], axis=-1)
+        return self.irfft(self.ifft(x, n=s[0], axis=-2), n=s[1], axis=-1)
 
 
 def fft_module(*arrays):
@@ -87,6 +87,22 @@ def fft_module(*arrays):
     import cupyx.scipy.fft
 
     return cupyx.scipy.fft
+
+
+def inverse_into(images, spectra, overwrite=False):
+    """Write the images (b, my, mx) of half-plane `spectra` (b, my, mx // 2 + 1).
+
+    The images may lie in the memory of the spectra, from their beginning on, if these may be overwritten. On the
+    host that holds for one image; its rows follow each other, so that little more than the two is needed.
+    """
+    fft = fft_module(spectra)
+    if array_module(spectra) is not np:
+        images[...] = fft.irfft2(spectra, s=images.shape[1:], overwrite_x=overwrite)
+        return
+    columns = fft.ifft(spectra, axis=1, overwrite_x=overwrite)
+    for first in range(0, images.shape[1], ROWS):
+        rows = slice(first, first + ROWS)
+        images[:, rows] = fft.irfft(columns[:, rows], n=images.shape[2], axis=2)
 
 
 def solve_positive(matrices, right):

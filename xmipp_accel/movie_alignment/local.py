@@ -78,9 +78,10 @@ def working_grids(spectra, times, shape, whole, parameters, sampling_rate):
     list of WorkingGrid
         For :func:`align_locally`.
     """
-    trim_heap(array_module(spectra.data))  # before the images are beside the spectra
     limits = low_pass_limit(COARSE_ROUNDS[0], sampling_rate), whole.spectrum.limit(INFORMATION)
-    images = frames_on_grid(spectra, limits[0]), turned_into_images(spectra, limits[1])
+    coarse = frames_on_grid(spectra, limits[0])
+    trim_heap(array_module(coarse))  # before as much is needed at a time as ever
+    images = coarse, turned_into_images(spectra, limits[1])
     return [WorkingGrid(array, spectra.extent, times, shape, parameters, sampling_rate) for array in images]
 
 

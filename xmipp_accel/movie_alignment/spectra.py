@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from xmipp_accel.backend import array_module, cuda_kernel, fft_module, good_fft_size, to_host
+from xmipp_accel.backend import array_module, cuda_kernel, fft_module, good_fft_size, to_host, trim_heap
 from xmipp_accel.movie_alignment.frame_kernels import frames_at_a_time
 
 RING_THREADS = PHASE_THREADS = 256
@@ -120,6 +120,7 @@ def frame_spectra(movie, frames, limit):
     extent = smooth_size(ny), smooth_size(nx)
     window = (ny - extent[0]) // 2, (nx - extent[1]) // 2, *extent
     shape = tuple(grid_size(e, limit, e) for e in extent)
+    trim_heap(xp)  # of what preparing the frames has left
     data = xp.empty((len(frames), shape[0], shape[1] // 2 + 1), dtype=xp.complex64)
     fft = fft_module(data)
     # The offset is no signal, but would cost the others their precision.

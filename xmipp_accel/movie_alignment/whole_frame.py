@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from xmipp_accel.backend import array_module, fft_module, on_all_cores, to_host, trim_heap
+from xmipp_accel.backend import array_module, inverse_into, on_all_cores, to_host, trim_heap
 from xmipp_accel.movie_alignment import correlate, solve
 from xmipp_accel.movie_alignment.frame_kernels import frames_at_a_time
 from xmipp_accel.movie_alignment.others import (
@@ -349,11 +349,13 @@ def turned_into_images(spectra, limit):
 
 def _fill(images, spectra, keep):
     """Transform the spectra back, those beyond the images' grid left out; `keep` them or not."""
-    xp, fft = array_module(spectra.data), fft_module(spectra.data)
     shape = images.shape[1:]
-    together = frames_at_a_time(shape, xp)
+    together = frames_at_a_time(shape, array_module(spectra.data))
+    whole = shape == spectra.shape
+
+    def cut(part):
+        return spectra.data[part] if whole else crop_half_plane(spectra.data[part], spectra.shape, shape)
+
     for first in range(0, len(images), together):
         part = slice(first, first + together)
-        whole = shape == spectra.shape
-        cut = spectra.data[part] if whole else crop_half_plane(spectra.data[part], spectra.shape, shape)
-        images[part] = fft.irfft2(cut, s=shape, overwrite_x=not (whole and keep))
+        inverse_into(images[part], cut(part), overwrite=not (whole and keep))
