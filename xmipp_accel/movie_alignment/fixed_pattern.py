@@ -92,9 +92,10 @@ def find_fixed_pattern(spectra, shifts):
     """
     n = len(shifts)
     unshifted = AlignedFrames(spectra, spectra.grid, np.zeros_like(shifts))
-    still, power, count = unshifted.total, unshifted.power.sums, unshifted.power.count
-    aligned = AlignedFrames(spectra, spectra.grid, shifts, unshifted.power).total
-    n_rings = unshifted.spectrum.n_rings
+    still, of_frames, n_rings = unshifted.total, unshifted.power, unshifted.spectrum.n_rings
+    del unshifted  # before the next sum of all frames is there
+    aligned = AlignedFrames(spectra, spectra.grid, shifts, of_frames).total
+    power, count = of_frames.sums, of_frames.count
     unit = np.where(count > 0, power, 1.0) * (n - 1)  # the excess of identical frames
     frequency = (np.arange(n_rings + 1) + 0.5) / (2 * n_rings)
     # Beyond the grid's edge rings are not complete.
