@@ -112,6 +112,13 @@ def test_mostly_bad_frames_are_refused():
         prepare.BadPixels((4, 4), np.arange(4, 16))
 
 
+def test_blank_frames_are_those_without_any_contrast(device):
+    """Not those whose first rows are dark alone, nor those with a NaN."""
+    raw = np.full((5, 40, 6), 7, np.float32)
+    raw[1, 30, 2], raw[2, 0, 1], raw[3, 33, 0] = 8, 6, np.nan
+    assert prepare.blank_frames(prepare.PreparedMovie(device.asarray(raw))) == [0, 4]
+
+
 def test_bad_pixels_with_others():
     known = prepare.BadPixels((5, 5), np.flatnonzero(np.eye(5)))
     both = known.with_others(np.array([1, 3]))
