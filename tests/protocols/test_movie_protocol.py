@@ -255,6 +255,7 @@ def test_references_frame_groups_and_every_gpu_get_to_the_executors(tmp_path, mo
     from xmipp_accel.movie_alignment.parameters import MovieAlignmentParameters
 
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(Device, "free_memory", lambda self: 8 << 30)  # no GPU is needed here
     protocol = bare_protocol(tmp_path)
     protocol.defectFile.set("defects.txt")
     (tmp_path / "groups.txt").write_text("8 2 0.5\n")
