@@ -8,6 +8,8 @@ import pytest
 from xmipp_accel.backend import CPU, array_module, fft_module, good_fft_size, resolve_device, to_host
 from xmipp_accel.errors import DeviceError
 
+only_on_a_gpu = pytest.mark.parametrize("device", [pytest.param("cuda", marks=pytest.mark.gpu)], indirect=True)
+
 BROKEN = "raise ImportError('libcuda.so.1: cannot open shared object file')"
 OLD_DRIVER = """
 class CUDARuntimeError(RuntimeError):
@@ -65,11 +67,10 @@ def test_a_malformed_request_is_refused(request_):
         resolve_device(request_)
 
 
-@pytest.mark.gpu
+@only_on_a_gpu
 def test_a_gpu_that_is_not_there_is_refused(device):
-    if device.kind == "cuda":
-        with pytest.raises(DeviceError, match="cuda:99"):
-            resolve_device("cuda:99")
+    with pytest.raises(DeviceError, match="cuda:99"):
+        resolve_device("cuda:99")
 
 
 def test_arrays_and_transforms_stay_on_their_device(device):
@@ -84,16 +85,15 @@ def test_the_cpu_has_memory():
     assert CPU.free_memory() > 2**20
 
 
-@pytest.mark.gpu
+@only_on_a_gpu
 def test_a_limit_of_the_pool_counts_as_the_memory(device):
-    if device.kind == "cuda":
-        pool = device.xp.get_default_memory_pool()
-        before = pool.get_limit()
-        try:
-            pool.set_limit(size=pool.used_bytes() + 2**24)
-            assert device.free_memory() == 2**24
-        finally:
-            pool.set_limit(size=before)
+    pool = device.xp.get_default_memory_pool()
+    before = pool.get_limit()
+    try:
+        pool.set_limit(size=pool.used_bytes() + 2**24)
+        assert device.free_memory() == 2**24
+    finally:
+        pool.set_limit(size=before)
 
 
 @pytest.mark.parametrize(("n", "size"), [(0, 2), (1, 2), (2, 2), (11, 12), (13, 14), (1084, 1120), (4092, 4096)])

@@ -36,7 +36,7 @@ class FrameGrid:
         return np.fft.fftfreq(self.padded[0]), np.fft.rfftfreq(self.padded[1])
 
     def spectra(self, images):
-        """Transforms (b, ky, kx) of images (b, ny, nx), which may be overwritten."""
+        """Transforms (b, ky, kx) of images (b, ny, nx)."""
         if self.padded != self.shape:
             images = self._continued(images, np.zeros((len(images), 2)))
         return fft_module(images).rfft2(images)
@@ -54,7 +54,7 @@ class FrameGrid:
 
     def spectrum(self, frame):
         """Transform (ky, kx) of an image (ny, nx), or what is such a transform already."""
-        return self.spectra(frame[None].copy())[0] if frame.dtype.kind == "f" else frame
+        return self.spectra(frame[None])[0] if frame.dtype.kind == "f" else frame
 
     def image(self, frame):
         """Image (ny, nx) of a transform (ky, kx), or what is such an image already."""

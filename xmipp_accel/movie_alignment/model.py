@@ -251,7 +251,7 @@ def robust_factors(residuals, information):
     xp = array_module(residuals)
     chi = xp.sqrt((information * residuals**2).sum(axis=-1))
     used = information.sum(axis=-1) > 0
-    ordered = xp.sort(xp.where(used, chi, xp.inf), axis=None)  # not by a mask, whose count a GPU would wait for
-    count = used.sum()
-    median = ordered.take(xp.stack([xp.maximum(count - 1, 0) // 2, count // 2])).mean()
-    return xp.minimum(1.0, 3.0 / 1.1774 * median / xp.maximum(chi, 1e-12))
+    # On the host, since CuPy 13 sorts with Python's lock held until the GPU is done.
+    known = to_host(chi)[to_host(used)]
+    scale = float(np.median(known)) / 1.1774 if len(known) else 1.0
+    return xp.minimum(1.0, 3.0 * scale / xp.maximum(chi, 1e-12))

@@ -188,10 +188,11 @@ def _in_deviations(difference, good):
     """Divide by the robust standard deviation of the good pixels; 0 if they have none."""
     xp = array_module(difference)
     step = max(1, difference.size // 100_000)
-    sample = difference.ravel()[::step][good.ravel()[::step]]
+    # On the host, since CuPy 13 sorts with Python's lock held until the GPU is done.
+    sample = to_host(difference.ravel()[::step])[to_host(good.ravel()[::step])]
     if not sample.size:
         return xp.zeros_like(difference)
-    deviation = 1.4826 * float(xp.median(xp.abs(sample - xp.median(sample))))
+    deviation = 1.4826 * float(np.median(np.abs(sample - np.median(sample))))
     return difference / xp.float32(deviation) if deviation > 0 else xp.zeros_like(difference)
 
 
