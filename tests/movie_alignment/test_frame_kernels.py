@@ -65,14 +65,16 @@ def test_sum_of_frames(device, dtype):
     assert np.isin(changed, index).all()
 
 
-@pytest.mark.parametrize("grid", [(9, 14), (12, 16)])
-def test_images_on_another_grid(device, grid):
+@pytest.mark.parametrize("shape", [(1, 1), (2, 3), (9, 14), (11, 300)])
+@pytest.mark.parametrize("more", [(0, 0), (1, 0), (3, 2), (40, 0)])
+def test_images_are_continued_to_a_grid(device, shape, more):
+    """Each with a shift of its own: none, within the grid's margin, beyond it, and beyond half the frame."""
     rng = np.random.default_rng(0)
-    images = rng.normal(size=(3, 9, 14)).astype(np.float32)
-    rows, columns = (np.tile(np.minimum(np.arange(n), s - 1), (3, 1)) for n, s in zip(grid, images.shape[1:]))
-    rows[0, -2:], rows[1, 0], columns[2, 1:3], columns[0, -1] = (4, 3), 5, (7, 9), 6
-    expected = reference.gather(images, rows, columns)
-    found = frame_kernels.gather(device.asarray(images.copy()), rows, columns)
+    shifts = [(0.0, 0.0), (0.4, -0.4), (2.0, -1.5), (-3.2, 4.0), (-100.0, 100.0), (0.0, -100.0)]
+    images = rng.normal(size=(len(shifts), *shape)).astype(np.float32)
+    padded = tuple(s + m for s, m in zip(shape, more))
+    expected = reference.continued(images, padded, shifts)
+    found = frame_kernels.continued(device.asarray(images.copy()), padded, shifts)
     np.testing.assert_array_equal(to_host(found), expected)
 
 

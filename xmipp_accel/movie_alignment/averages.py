@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from xmipp_accel.backend import array_module
+from xmipp_accel.backend import array_module, from_host
 from xmipp_accel.movie_alignment.frame_kernels import add_frames
 
 
@@ -123,4 +123,4 @@ def in_frame_weight(shape, motion, xp):
         reversed.
     """
     fy, fx = np.fft.fftfreq(shape[0]) * motion[0], np.fft.rfftfreq(shape[1]) * motion[1]
-    return xp.sinc(xp.asarray(fy.astype(np.float32))[:, None] + xp.asarray(fx.astype(np.float32))[None])
+    return xp.sinc(from_host(fy, xp, np.float32)[:, None] + from_host(fx, xp, np.float32))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from xmipp_accel.backend import array_module, to_host
+from xmipp_accel.backend import array_module, from_host, to_host
 from xmipp_accel.movie_alignment.others import newton_step
 from xmipp_accel.movie_alignment.spectra import moving_phases
 
@@ -44,7 +44,7 @@ def window_maximum(cross, fy, fx, radius, step):
     sums = (cross.reshape(-1, len(fx)) @ wave_x.T).reshape(*cross.shape[:2], -1)
     distance = np.hypot(grid[0][:, None], grid[1][None])
     outside = np.where(distance <= radius, 0, -np.inf).astype(np.float32)
-    values = xp.matmul(wave_y, sums).real + xp.asarray(outside)
+    values = xp.matmul(wave_y, sums).real + from_host(outside, xp)
     best = to_host(values.reshape(len(values), -1).argmax(axis=1))
     row, column = np.unravel_index(best, distance.shape)
     return np.stack([grid[0][row], grid[1][column]], axis=1), distance[row, column] > radius - max(step)
@@ -55,8 +55,8 @@ class _Moments:
 
     def __init__(self, cross, fy, fx):
         self._cross, self._xp = cross, array_module(cross)
-        self._fy, self._fx = (self._xp.asarray(f, dtype=np.float64) for f in (fy, fx))
-        self._powers = [self._xp.asarray(np.stack([f**0, f, f**2]).astype(np.float32)) for f in (fy, fx)]
+        self._fy, self._fx = fy, fx
+        self._powers = [from_host(np.stack([f**0, f, f**2]), self._xp, np.float32) for f in (fy, fx)]
 
     def derivatives(self, shifts):
         """Gradient (b, 2) and negative Hessian (b, 2, 2) of the correlation at `shifts` (b, 2), on the host."""

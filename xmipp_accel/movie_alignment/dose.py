@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from xmipp_accel.backend import array_module
+from xmipp_accel.backend import array_module, from_host
 
 # Critical exposure relative to 300 kV; at 100 kV as RELION 5 has it. Linear in between, constant outside.
 VOLTAGES = (100.0, 200.0, 300.0)
@@ -49,13 +49,13 @@ class DoseWeights:
 
     def __init__(self, shape, sampling_rate, received, voltage, xp):
         fy, fx = np.fft.fftfreq(shape[0], sampling_rate), np.fft.rfftfreq(shape[1], sampling_rate)
-        frequency = xp.hypot(xp.asarray(fy)[:, None], xp.asarray(fx))
+        frequency = xp.hypot(from_host(fy, xp)[:, None], from_host(fx, xp))
         self._rate = (-0.5 / critical_exposure(frequency, voltage)).astype(xp.float32)
         self._received = np.asarray(received, dtype=np.float64)
         self._xp = xp
 
     def weights(self, frames):
         """Weights of the listed frames, float32 of shape (b, ny, nx // 2 + 1)."""
-        received = self._xp.asarray(self._received[frames], dtype=self._xp.float32)
+        received = from_host(self._received[frames], self._xp, np.float32)
         weights = self._rate * received[:, None, None]
         return self._xp.exp(weights, out=weights)

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.polynomial import chebyshev
 from scipy.special import j0
 
-from xmipp_accel.backend import array_module
+from xmipp_accel.backend import array_module, from_host
 from xmipp_accel.movie_alignment.spectra import SignalSpectrum
 from xmipp_accel.movie_alignment.whole_frame import AlignedFrames
 
@@ -120,7 +120,7 @@ def remove_fixed_pattern(spectra, pattern):
     """
     xp = array_module(spectra.data)
     rings = SignalSpectrum(len(spectra.data), len(pattern.parts) - 1).rings(spectra.grid.radius(xp))
-    mean = spectra.data.mean(axis=0) * xp.asarray(pattern.parts, dtype=xp.float32)[rings]
+    mean = spectra.data.mean(axis=0) * from_host(pattern.parts, xp, np.float32)[rings]
     for frame in spectra.data:
         frame -= mean
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from xmipp_accel.backend import array_module, fft_module, good_fft_size
-from xmipp_accel.movie_alignment.frame_kernels import gather, turn_phases
+from xmipp_accel.movie_alignment.frame_kernels import continued, turn_phases
 from xmipp_accel.movie_alignment.spectra import moving_phases
 
 
@@ -38,7 +38,7 @@ class FrameGrid:
     def spectra(self, images):
         """Transforms (b, ky, kx) of images (b, ny, nx)."""
         if self.padded != self.shape:
-            images = self._continued(images, np.zeros((len(images), 2)))
+            images = continued(images, self.padded, np.zeros((len(images), 2)))
         return fft_module(images).rfft2(images)
 
     def moved_spectra(self, images, shifts):
@@ -46,7 +46,7 @@ class FrameGrid:
 
         What comes in at one border is the mirror image of what lies there, not the far side of the frame.
         """
-        images = self._continued(images, shifts)
+        images = continued(images, self.padded, shifts)
         spectra = fft_module(images).rfft2(images)
         fy, fx = self.frequencies
         turn_phases(spectra, *moving_phases(shifts, fy, fx, array_module(spectra)))
@@ -61,26 +61,3 @@ class FrameGrid:
         if frame.dtype.kind == "f":
             return frame
         return fft_module(frame).irfft2(frame, s=self.padded)[: self.shape[0], : self.shape[1]]
-
-    def _continued(self, images, shifts):
-        sources = [
-            np.array([_sources(length, period, shift) for shift in along])
-            for length, period, along in zip(self.shape, self.padded, np.asarray(shifts).T)
-        ]
-        return gather(images, *sources)
-
-
-def _sources(length, period, shift):
-    """Where each place (period,) of a grid that repeats itself comes from, before its content moves by `shift`.
-
-    Beyond the frame lies its mirror image, and so it does where the far side would come in.
-    """
-    sources = np.arange(period)
-    sources[length:] = np.maximum(0, 2 * (length - 1) - sources[length:])
-    width = max(0, min(int(np.ceil(abs(shift))), length // 2 - 1))
-    if shift > 0:
-        sources[period - width :] = np.arange(width, 0, -1)
-    elif shift < 0:
-        beyond = np.arange(length, length + width)
-        sources[beyond % period] = 2 * (length - 1) - beyond
-    return sources

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from xmipp_accel.backend import array_module, cuda_kernel
+from xmipp_accel.backend import array_module, cuda_kernel, from_host
 
 THREADS = 256
 DEVICE_BYTES = 1 << 29
@@ -35,7 +35,7 @@ def clean_frames(raw, frames, dark, gain, window, level, index, sources):
     name = C_NAMES[raw.dtype.name]
     y0, x0, height, width = (np.int32(value) for value in window)
     out = xp.empty((len(frames), height, width), dtype=xp.float32)
-    arrays = raw, xp.asarray(frames), _pointer(dark), _pointer(gain), out
+    arrays = raw, from_host(frames, xp), _pointer(dark), _pointer(gain), out
     sizes, level = (np.int32(raw.shape[1]), np.int32(raw.shape[2]), y0, x0), np.float32(level)
     kernel = cuda_kernel("frames", f"clean_frames<{name}>")
     kernel((_blocks(width), int(height), len(frames)), (THREADS,), (*arrays, *sizes, width, level))
@@ -59,7 +59,7 @@ def sum_frames(raw, frames, dark, gain, index, sources):
     out = xp.empty(raw.shape[1:], dtype=xp.float32)
     arguments = (
         raw,
-        xp.asarray(frames),
+        from_host(frames, xp),
         _pointer(dark),
         _pointer(gain),
         out,
@@ -83,23 +83,19 @@ def _readable(raw, frames, sources):
     return converted, np.arange(len(frames), dtype=np.int32), sources[frames % len(sources)]
 
 
-def gather(images, rows, columns):
-    """Images (b, ny, nx) on a grid whose rows (b, height) and columns (b, width) come from where these say.
+def continued(images, padded, shifts):
+    """Images (b, ny, nx) on a larger grid that repeats itself, as :class:`FrameGrid` has them, to be moved.
 
-    The images may be overwritten.
+    They may be overwritten.
     """
     xp = array_module(images)
     if xp is np:
-        from xmipp_accel.kernels.cpu.frames import gather as cpu_gather
+        from xmipp_accel.kernels.cpu.frames import continued as cpu_continued
 
-        return cpu_gather(images, rows, columns)
-    (height, width), (ny, nx) = (rows.shape[1], columns.shape[1]), images.shape[1:]
-    out = xp.empty((len(images), height, width), dtype=xp.float32)
-    maps = [xp.asarray(index, dtype=xp.int32) for index in (rows, columns)]
-    sizes = np.int32(ny), np.int32(nx), np.int32(width)
-    cuda_kernel("frames", "gather")(
-        (_blocks(width), height, len(images)), (THREADS,), (images, *maps, out, *sizes)
-    )
+        return cpu_continued(images, padded, shifts)
+    out = xp.empty((len(images), *padded), dtype=xp.float32)
+    arguments = images, from_host(shifts, xp, np.float64), out, *map(np.int32, (*images.shape[1:], padded[1]))
+    cuda_kernel("frames", "continued")((_blocks(padded[1]), padded[0], len(images)), (THREADS,), arguments)
     return out
 
 
@@ -117,14 +113,14 @@ def turn_phases(spectra, ey, ex):
 def add_frames(total, power, frames, which, weights, noise):
     """Add those of the `frames` (b, ny, nx) to a weighted sum and to the power of its noise, in place."""
     xp = array_module(total)
-    which, noise = np.asarray(which, dtype=np.int32), np.asarray(noise, dtype=np.float32)
+    which, noise = from_host(which, xp, np.int32), from_host(noise, xp, np.float32)
     if xp is np:
         from xmipp_accel.kernels.cpu.frames import add_frames as cpu_add
 
         cpu_add(total, power, frames, which, weights, noise)
         return
     name = {"f": "float", "c": "float2"}[total.dtype.kind]
-    arrays = total, _pointer(power), frames, xp.asarray(which), _pointer(weights), xp.asarray(noise)
+    arrays = total, _pointer(power), frames, which, _pointer(weights), noise
     sizes = np.int32(len(which)), np.int64(total.size)
     cuda_kernel("frames", f"add_frames<{name}>")((_blocks(total.size),), (THREADS,), (*arrays, *sizes))
 

@@ -6,7 +6,7 @@ import dataclasses
 
 import numpy as np
 
-from xmipp_accel.backend import array_module, to_host, trim_heap
+from xmipp_accel.backend import array_module, trim_heap
 from xmipp_accel.movie_alignment.model import LocalModel, Stiffness, centred, robust_factors
 from xmipp_accel.movie_alignment.patches import PatchStack, frame_groups, make_grid, measure_patches
 from xmipp_accel.movie_alignment.spectra import SignalSpectrum, gaussian
@@ -150,11 +150,11 @@ class WorkingGrid:
 
     def refine(self, stack, found, resolution):
         """One round: measure the patches, weight them, fit the model."""
-        xp, model = array_module(self.images), self.model
+        model = self.model
         weight = self._weight(found.spectrum, resolution)
         reach = (resolution or UNFILTERED_REACH) / self.sampling_rate
         measured = measure_patches(stack, self.field(found), self.groups, weight, reach)
-        values = measured.shifts + xp.asarray(self._local(found, self.times_of_groups).swapaxes(0, 1))
+        values = measured.shifts + self._local(found, self.times_of_groups).swapaxes(0, 1)
         factors = robust_factors(centred(measured.shifts, measured.information), measured.information)
         information = measured.information * factors[..., None]
         equations = model.equations(values, information)
@@ -162,7 +162,7 @@ class WorkingGrid:
         if not resolution:
             stiffness, gain = model.choose_stiffness(equations, stiffness)
         points, residual = model.fit(equations, stiffness)
-        step = to_host(measured.frame_shifts)
+        step = measured.frame_shifts
         return LocalAlignment(
             found.shifts + step - step.mean(axis=0),
             points,

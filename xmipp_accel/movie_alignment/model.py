@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from xmipp_accel.backend import array_module, solve_positive, to_host
+from xmipp_accel.backend import array_module, from_host, solve_positive, to_host
 from xmipp_accel.numerics import bspline
 
 # Prior standard deviation (px) of the control points' second differences, in space and in time.
@@ -35,16 +35,16 @@ class Equations:
     ----------
     matrices : array, shape (g, 2, ny * nx, ny * nx)
     rights : array, shape (g, 2, ny * nx)
-    squares : array, shape ()
+    squares : float
         Misfit without local motion: squared measurements times their inverse variances.
-    information : array, shape ()
+    information : float
         Sum of the inverse variances.
     """
 
     matrices: Any
     rights: Any
-    squares: Any
-    information: Any
+    squares: float
+    information: float
 
     def misfits(self, points):
         """Misfits (s,) of control points (g, 2, ny * nx, s)."""
@@ -69,7 +69,7 @@ class LocalModel:
     edges : (float, float)
         Of the patches. What is measured in one is the motion's mean under its window.
     xp : module
-        `numpy` or `cupy`, where measurements are.
+        `numpy` or `cupy`, which solves the equations.
     """
 
     def __init__(self, n_control, lengths, times, centres, edges, xp=np):
@@ -77,19 +77,19 @@ class LocalModel:
         self._in_time = bspline.basis_matrix(times, lengths[0], n_control[0])
         bases = [_windowed_basis(*along) for along in zip(centres, edges, lengths[1:], n_control[1:])]
         self._mean = np.kron(*(basis.mean(axis=0) for basis in bases))
-        self._bases = [xp.asarray(basis) for basis in bases]
-        self._squares = [xp.asarray(_squares(basis)) for basis in bases]
+        self._bases = [from_host(basis, xp) for basis in bases]
+        self._squares = [from_host(_squares(basis), xp) for basis in bases]
         plate, self._bending = _roughness(self.n_control)
-        self._plate = xp.asarray(np.stack([plate, np.eye(len(plate))]))
+        self._plate = from_host(np.stack([plate, np.eye(len(plate))]), xp)
 
     def equations(self, values, information):
         """Equations of what was measured.
 
         Parameters
         ----------
-        values : array, shape (py * px, g, 2)
+        values : ndarray, shape (py * px, g, 2)
             Translations of each patch and group; what all patches of a group share is not used.
-        information : array, shape (py * px, g, 2)
+        information : ndarray, shape (py * px, g, 2)
             Inverse variances.
 
         Returns
@@ -99,15 +99,15 @@ class LocalModel:
         xp, (_, ny, nx) = self.xp, self.n_control
         values = centred(values, information)
         weighted = information * values
-        rights = self._over_patches(weighted, self._bases)
-        products = self._over_patches(information, self._squares)
+        rights = self._over_patches(from_host(weighted, xp), self._bases)
+        products = self._over_patches(from_host(information, xp), self._squares)
         products = products.reshape(-1, 2, ny, ny, nx, nx)
         sums = products.sum(axis=(3, 5))  # as the basis functions of a place add up to one
         total = xp.maximum(sums.sum(axis=(2, 3), keepdims=True), 1e-300)
         products -= (sums / total)[:, :, :, None, :, None] * sums[:, :, None, :, None, :]
         matrices = products.swapaxes(3, 4).reshape(-1, 2, ny * nx, ny * nx)
-        squares = (weighted * values).sum()
-        return Equations(matrices, rights.reshape(-1, 2, ny * nx), squares, information.sum())
+        squares, information = float((weighted * values).sum()), float(information.sum())
+        return Equations(matrices, rights.reshape(-1, 2, ny * nx), squares, information)
 
     def _over_patches(self, values, functions):
         """Sum `values` (py * px, ...) times functions of y (py, a) and of x (px, b); shape (..., a, b)."""
@@ -134,8 +134,8 @@ class LocalModel:
         """
         everything = np.ones((1, len(self._in_time)))
         points = self._solve(self._normal(equations, everything), [stiffness])
-        misfit = self._misfits(equations, points, everything)[0]
-        residual = self.xp.sqrt(misfit / self.xp.maximum(equations.information, 1e-300))
+        misfit = float(self._misfits(equations, points, everything)[0])
+        residual = np.sqrt(misfit / max(equations.information, 1e-300))
         points = to_host(points).reshape(2, self.n_control[0], -1)
         points = points - (points @ self._mean)[..., None]
         return np.moveaxis(points, 0, -1).reshape((*self.n_control, 2)), float(residual)
@@ -167,14 +167,13 @@ class LocalModel:
             elif step == 1:
                 break
             best, step = min(errors, key=errors.__getitem__), 1
-        reference = float(equations.squares)
-        return best, 1.0 - errors[best] / reference if reference > 0 else 0.0
+        return best, 1.0 - errors[best] / equations.squares if equations.squares > 0 else 0.0
 
     def _normal(self, equations, chosen):
         """Normal equations (2, k, m, m) and (2, k, m) of the groups that `chosen` (k, g) marks with 1, not 0."""
         xp = self.xp
-        pairs = xp.asarray(_squares(self._in_time)[:, None] * chosen.T[..., None])
-        in_time = xp.asarray(self._in_time[:, None] * chosen.T[..., None])
+        pairs = from_host(_squares(self._in_time)[:, None] * chosen.T[..., None], xp)
+        in_time = from_host(self._in_time[:, None] * chosen.T[..., None], xp)
         rights = xp.tensordot(in_time, equations.rights, axes=(0, 0))  # (k, nt, 2, ny * nx)
         return self._joined(pairs, equations.matrices), rights.transpose(2, 0, 1, 3).reshape(2, len(chosen), -1)
 
@@ -195,14 +194,14 @@ class LocalModel:
         eye = np.eye(self.n_control[0]).ravel()
         in_time = [[eye / stiffness.space**2 for stiffness in stiffnesses]]
         in_time += [[self._bending / stiffness.time**2 + eye / AMPLITUDE**2 for stiffness in stiffnesses]]
-        penalties = self._joined(self.xp.asarray(np.array(in_time)), self._plate[:, None])[0]
+        penalties = self._joined(from_host(np.array(in_time), self.xp), self._plate[:, None])[0]
         return solve_positive(matrices + penalties[:, None, None], rights)
 
     def _misfits(self, equations, points, chosen):
         """Misfits (s,) of control points (s, 2, k, m), each of the k to the groups that `chosen` (k, g) marks."""
         n_sets, n_chosen = len(points), len(chosen)
         points = points.reshape(n_sets, 2, n_chosen, self.n_control[0], -1)
-        in_time = self.xp.asarray((self._in_time * chosen[..., None]).swapaxes(1, 2))  # (k, nt, g)
+        in_time = from_host((self._in_time * chosen[..., None]).swapaxes(1, 2), self.xp)  # (k, nt, g)
         at_groups = self.xp.tensordot(in_time, points, axes=((0, 1), (2, 3)))  # (g, s, 2, ny * nx)
         return equations.misfits(at_groups.transpose(0, 2, 3, 1))
 
@@ -233,7 +232,7 @@ def _roughness(n_control):
 
 def centred(values, information):
     """Values (..., p, g, 2) less what all patches of a group share."""
-    total = array_module(values).maximum(information.sum(axis=0), 1e-300)
+    total = np.maximum(information.sum(axis=0), 1e-300)
     return values - (information * values).sum(axis=-3, keepdims=True) / total
 
 
@@ -248,10 +247,7 @@ def _windowed_basis(centres, edge, length, n_control):
 
 def robust_factors(residuals, information):
     """Weights (p, g) from 0 to 1 that discount patches whose residual is out of proportion to the others'."""
-    xp = array_module(residuals)
-    chi = xp.sqrt((information * residuals**2).sum(axis=-1))
+    chi = np.sqrt((information * residuals**2).sum(axis=-1))
     used = information.sum(axis=-1) > 0
-    # On the host, since CuPy 13 sorts with Python's lock held until the GPU is done.
-    known = to_host(chi)[to_host(used)]
-    scale = float(np.median(known)) / 1.1774 if len(known) else 1.0
-    return xp.minimum(1.0, 3.0 * scale / xp.maximum(chi, 1e-12))
+    scale = float(np.median(chi[used])) / 1.1774 if used.any() else 1.0
+    return np.minimum(1.0, 3.0 * scale / np.maximum(chi, 1e-12))

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from xmipp_accel.backend import array_module, cuda_kernel
+from xmipp_accel.backend import array_module, cuda_kernel, from_host
 
 # Weights below this part of the largest are left out.
 NEGLIGIBLE = 1e-4
@@ -36,7 +36,7 @@ class Weighting:
 
 def make_weighting(fy, fx, weight, xp):
     """Evaluate ``weight(radius)`` on the half plane of frequencies `fy` and `fx` (cycles per px)."""
-    fy, fx = xp.asarray(fy, dtype=xp.float32), xp.asarray(fx, dtype=xp.float32)
+    fy, fx = from_host(fy, xp, np.float32), from_host(fx, xp, np.float32)
     return weighting_of(weight(xp.hypot(fy[:, None], fx[None])), fy, fx)
 
 
@@ -44,7 +44,7 @@ def weighting_of(weights, fy, fx):
     """Weighting from `weights` (ky, kx) at the frequencies `fy` and `fx`; those in float32 are overwritten."""
     xp = array_module(weights)
     values = doubled(weights)
-    fy, fx = xp.asarray(fy, dtype=xp.float32), xp.asarray(fx, dtype=xp.float32)
+    fy, fx = from_host(fy, xp, np.float32), from_host(fx, xp, np.float32)
     count = xp.where(values > NEGLIGIBLE * values.max(), xp.arange(1, len(fx) + 1, dtype=xp.int32), xp.int32(0))
     return Weighting(fy, fx, values, count.max(axis=1))
 
@@ -102,60 +102,55 @@ class Slopes:
 
     Attributes
     ----------
-    gradient : array, shape (..., 2)
+    gradient : ndarray, shape (..., 2)
         Of the correlation, at no translation.
-    curvature : array, shape (..., 2, 2)
+    curvature : ndarray, shape (..., 2, 2)
         Its negative Hessian.
-    variance : array, shape (..., 2, 2)
+    variance : ndarray, shape (..., 2, 2)
         Of the gradient, when the cross-spectra are noise.
-    significance : array, shape (...)
+    significance : ndarray, shape (...)
         The correlation itself, in standard deviations of what noise gives.
     """
 
-    gradient: Any
-    curvature: Any
-    variance: Any
-    significance: Any
+    gradient: np.ndarray
+    curvature: np.ndarray
+    variance: np.ndarray
+    significance: np.ndarray
 
 
 def slopes(moments):
     """The correlation and its derivatives, from the moments (..., 10)."""
-    xp = array_module(moments)
     circle = 2 * np.pi
     return Slopes(
         circle * moments[..., :2], circle**2 * _symmetric(moments[..., 2:5]),
         0.5 * circle**2 * _symmetric(moments[..., 5:8]),
-        moments[..., 8] / xp.sqrt(xp.maximum(0.5 * moments[..., 9], 1e-300)),
+        moments[..., 8] / np.sqrt(np.maximum(0.5 * moments[..., 9], 1e-300)),
     )  # fmt: skip
 
 
 def _symmetric(yy_xx_xy):
-    xp = array_module(yy_xx_xy)
     yy, xx, xy = (yy_xx_xy[..., k] for k in range(3))
-    return xp.stack([yy, xy, xy, xx], axis=-1).reshape(*yy.shape, 2, 2)
+    return np.stack([yy, xy, xy, xx], axis=-1).reshape(*yy.shape, 2, 2)
 
 
 def newton_step(gradient, curvature):
     """Step (..., 2) to the maximum of the parabola and whether (...) there is one; else one along the gradient."""
-    xp = array_module(gradient)
     trace = curvature[..., 0, 0] + curvature[..., 1, 1]
     determinant = curvature[..., 0, 0] * curvature[..., 1, 1] - curvature[..., 0, 1] ** 2
     definite = (trace > 0) & (determinant > 1e-3 * trace**2)
-    eye = xp.eye(2) * xp.maximum(xp.abs(trace), 1e-30)[..., None, None]
-    return _solve2(xp.where(definite[..., None, None], curvature, eye), gradient), definite
+    eye = np.eye(2) * np.maximum(np.abs(trace), 1e-30)[..., None, None]
+    return _solve2(np.where(definite[..., None, None], curvature, eye), gradient), definite
 
 
 def _solve2(matrix, right):
     """Solutions (..., 2) of symmetric systems (..., 2, 2)."""
-    xp = array_module(matrix)
     a, b, d = matrix[..., 0, 0], matrix[..., 0, 1], matrix[..., 1, 1]
     y, x = right[..., 0], right[..., 1]
-    return xp.stack([d * y - b * x, a * x - b * y], axis=-1) / (a * d - b * b)[..., None]
+    return np.stack([d * y - b * x, a * x - b * y], axis=-1) / (a * d - b * b)[..., None]
 
 
 def shift_information(curvature, variance):
     """Information H V^-1 H (..., 2, 2) of shifts, the inverse of their covariance; zero without noise."""
-    xp = array_module(curvature)
     p, q, r = curvature[..., 0, 0], curvature[..., 0, 1], curvature[..., 1, 1]
     a, b, d = variance[..., 0, 0], variance[..., 0, 1], variance[..., 1, 1]
     determinant = a * d - b * b
@@ -163,5 +158,5 @@ def shift_information(curvature, variance):
     # Written out, as products of many small matrices are slow.
     top, bottom = (p * d - q * b, q * a - p * b), (q * d - r * b, r * a - q * b)
     yy, xx, xy = top[0] * p + top[1] * q, bottom[0] * q + bottom[1] * r, top[0] * q + top[1] * r
-    scale = xp.where(known, 1.0 / xp.where(known, determinant, 1.0), 0.0)
-    return _symmetric(xp.stack([yy * scale, xx * scale, xy * scale], axis=-1))
+    scale = np.where(known, 1.0 / np.where(known, determinant, 1.0), 0.0)
+    return _symmetric(np.stack([yy * scale, xx * scale, xy * scale], axis=-1))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
 import numpy as np
 import scipy.fft
@@ -13,8 +12,10 @@ from xmipp_accel.backend import (
     cuda_kernel,
     fft_module,
     free_bytes,
+    from_host,
     good_fft_size,
     on_all_cores,
+    to_host,
 )
 from xmipp_accel.movie_alignment.others import (
     N_MOMENTS,
@@ -99,23 +100,23 @@ def make_grid(images_shape, extent, origin, edge, counts=(0, 0)):
 
 @dataclasses.dataclass(frozen=True)
 class PatchShifts:
-    """Measured translations that patches still need; arrays on the images' device, float64.
+    """Measured translations that patches still need.
 
     Attributes
     ----------
-    shifts : array, shape (p, g, 2)
+    shifts : ndarray, shape (p, g, 2)
         For each patch and group of frames, px of the movie.
-    information : array, shape (p, g, 2)
+    information : ndarray, shape (p, g, 2)
         Inverse variances; zero where nothing was found.
-    frame_shifts : array, shape (n, 2)
+    frame_shifts : ndarray, shape (n, 2)
         Translations that the frames need as a whole.
     spectrum : SignalSpectrum
         Of the patches as they were.
     """
 
-    shifts: Any
-    information: Any
-    frame_shifts: Any
+    shifts: np.ndarray
+    information: np.ndarray
+    frame_shifts: np.ndarray
     spectrum: SignalSpectrum
 
 
@@ -207,11 +208,11 @@ def measure_patches(stack, field, groups, weight, reach):
     radius = xp.hypot(weighting.fy[:, None], weighting.fx[None])
     spectrum = SignalSpectrum(n, max(8, grid.size // 4))
     rings = spectrum.rings(radius)
-    moved = xp.asarray(field.swapaxes(0, 1) + stack.offsets, order="C")
+    moved = field.swapaxes(0, 1) + stack.offsets
     moments, frames = [], xp.zeros((n, N_MOMENTS))
     total_power, frame_power = (xp.zeros(radius.shape, dtype=xp.float32) for _ in range(2))
     for places, spectra in stack.blocks():
-        phases = moving_phases(moved[places], weighting.fy, weighting.fx, xp)
+        phases = moving_phases(moved[places], fy, fx, xp)
         total, power = aligned_sum(spectra, phases)
         total_power += (total.real**2 + total.imag**2).sum(axis=0)
         frame_power += power.sum(axis=0)
@@ -220,17 +221,17 @@ def measure_patches(stack, field, groups, weight, reach):
         if len(groups) < n:
             found = correlation_moments(*_grouped(spectra, phases, groups, total, weighting))
         moments.append(found)
-    whole = slopes(frames)
-    each = slopes(xp.concatenate(moments))
+    # What is left are so few numbers that the host is faster than the launches on a GPU would be.
+    whole, each = slopes(to_host(frames)), slopes(to_host(xp.concatenate(moments)))
     curvature = each.curvature.mean(axis=1, keepdims=True)
     shifts, definite = newton_step(each.gradient, curvature)
-    trusted = definite & (xp.hypot(shifts[..., 0], shifts[..., 1]) <= reach)
-    information = xp.diagonal(shift_information(curvature, each.variance), axis1=-2, axis2=-1)
+    trusted = definite & (np.hypot(shifts[..., 0], shifts[..., 1]) <= reach)
+    information = np.diagonal(shift_information(curvature, each.variance), axis1=-2, axis2=-1)
     frame_shifts, _ = newton_step(whole.gradient, whole.curvature)
-    spectrum.add(total_power, frame_power, rings, len(moved))  # last, since it waits for the GPU
+    spectrum.add(total_power, frame_power, rings, len(moved))
     return PatchShifts(
-        xp.where(trusted[..., None], shifts, 0.0),
-        xp.where(trusted[..., None], information, 0.0),
+        np.where(trusted[..., None], shifts, 0.0),
+        np.where(trusted[..., None], information, 0.0),
         frame_shifts,
         spectrum,
     )
@@ -251,7 +252,6 @@ def _grouped(spectra, phases, groups, total, weighting):
 def _cut(images, starts, window):
     """Windowed patches (p, n, size, size) that begin at `starts` (p, n, 2)."""
     xp = array_module(images)
-    starts = np.ascontiguousarray(starts)
     if xp is np:
         from xmipp_accel.kernels.cpu.patches import cut_patches as cpu_cut
 
@@ -263,7 +263,7 @@ def _cut(images, starts, window):
     kernel(
         (starts.shape[0] * starts.shape[1],),
         (THREADS,),
-        (images, xp.asarray(starts), xp.asarray(window), out, *sizes),
+        (images, from_host(starts, xp), from_host(window, xp), out, *sizes),
     )
     return out
 

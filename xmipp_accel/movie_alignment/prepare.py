@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from xmipp_accel.backend import array_module, to_host
+from xmipp_accel.backend import array_module, from_host, to_host
 from xmipp_accel.errors import ProcessingError
 from xmipp_accel.movie_alignment.frame_kernels import clean_frames, sum_frames
 
@@ -73,7 +73,7 @@ class PreparedMovie:
     def repair(self, bad):
         """Replace the pixels of another :class:`BadPixels` from now on."""
         self.bad = bad
-        self._index, self._sources = self.xp.asarray(bad.index), self.xp.asarray(bad.sources)
+        self._index, self._sources = (from_host(places, self.xp) for places in (bad.index, bad.sources))
 
 
 class BadPixels:

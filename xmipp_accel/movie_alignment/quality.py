@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from xmipp_accel.backend import array_module, fft_module
+from xmipp_accel.backend import array_module, fft_module, from_host
 from xmipp_accel.movie_alignment.frame_grid import FrameGrid
 from xmipp_accel.movie_alignment.spectra import ring_sums
 
@@ -115,7 +115,7 @@ def _ring_numbers(grid, n_rings, xp):
 
     The axes hold the jump at the frame's border and the lines of its readout, which all frames share.
     """
-    fy, fx = (xp.asarray(f.astype(np.float32)) for f in grid.frequencies)
+    fy, fx = (from_host(f, xp, np.float32) for f in grid.frequencies)
     ring = (xp.hypot(fy[:, None], fx[None]) * xp.float32(2 * n_rings)).astype(xp.int32)
     ring[0], ring[:, 0] = n_rings, n_rings
     return xp.minimum(ring, n_rings)

@@ -8,7 +8,15 @@ from typing import Any
 
 import numpy as np
 
-from xmipp_accel.backend import array_module, cuda_kernel, fft_module, good_fft_size, to_host, trim_heap
+from xmipp_accel.backend import (
+    array_module,
+    cuda_kernel,
+    fft_module,
+    from_host,
+    good_fft_size,
+    to_host,
+    trim_heap,
+)
 from xmipp_accel.movie_alignment.frame_kernels import frames_at_a_time
 
 RING_THREADS = PHASE_THREADS = 256
@@ -47,7 +55,7 @@ class Grid:
 
     def radius(self, xp):
         """Absolute frequency, float32 of shape (my, mx // 2 + 1), as an array of `xp`."""
-        return xp.hypot(*(xp.asarray(f, dtype=xp.float32) for f in (self.fy[:, None], self.fx[None])))
+        return xp.hypot(*(from_host(f, xp, np.float32) for f in (self.fy[:, None], self.fx[None])))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,14 +158,18 @@ def squared(values):
 
 
 def moving_phases(shifts, fy, fx, xp):
-    """Phases (..., ky) and (..., kx), complex64, that translate by `shifts` (..., 2), in px."""
-    shifts, fy, fx = (xp.ascontiguousarray(xp.asarray(values, dtype=xp.float64)) for values in (shifts, fy, fx))
+    """Phases (..., ky) and (..., kx), complex64 of `xp`, that translate by `shifts` (..., 2), in px.
+
+    All that comes in is on the host.
+    """
+    shifts = np.asarray(shifts, dtype=np.float64)
     if xp is np:
         return _phases(shifts[..., :1] * fy), _phases(shifts[..., 1:] * fx)
+    numbers = from_host(np.concatenate([shifts.ravel(), fy, fx]), xp)
     ey, ex = (xp.empty((*shifts.shape[:-1], len(f)), dtype=xp.complex64) for f in (fy, fx))
-    blocks = shifts.size // 2, -(-(len(fy) + len(fx)) // PHASE_THREADS)
-    arguments = shifts, fy, fx, ey, ex, np.int32(len(fy)), np.int32(len(fx))
-    cuda_kernel("others", "moving_phases")(blocks, (PHASE_THREADS,), arguments)
+    count, blocks = shifts.size // 2, -(-(len(fy) + len(fx)) // PHASE_THREADS)
+    arguments = numbers, ey, ex, np.int32(count), np.int32(len(fy)), np.int32(len(fx))
+    cuda_kernel("others", "moving_phases")((count, blocks), (PHASE_THREADS,), arguments)
     return ey, ex
 
 

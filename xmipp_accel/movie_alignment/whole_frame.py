@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from xmipp_accel.backend import array_module, inverse_into, on_all_cores, to_host, trim_heap
+from xmipp_accel.backend import array_module, from_host, inverse_into, on_all_cores, to_host, trim_heap
 from xmipp_accel.movie_alignment import correlate, solve
 from xmipp_accel.movie_alignment.frame_kernels import frames_at_a_time
 from xmipp_accel.movie_alignment.others import (
@@ -144,7 +144,7 @@ def combined_weight(spectrum, sampling_rate, max_resolution):
 
     def weight(radius):
         xp = array_module(radius)
-        values = xp.asarray(table.astype(np.float32))[spectrum.rings(radius)]
+        values = from_host(table, xp, np.float32)[spectrum.rings(radius)]
         if max_resolution:
             values = values * gaussian(radius, max_resolution, sampling_rate)
         return values
@@ -230,9 +230,9 @@ class AlignedFrames:
         return step, np.where(definite[:, None, None], information, 0.0), found.significance
 
     def _weights(self, low_pass):
-        table, rings = self.spectrum.weights().astype(np.float32), self.power.rings
-        xp = array_module(rings)
-        table, weights = xp.asarray(table), xp.empty(rings.shape, dtype=xp.float32)
+        rings, xp = self.power.rings, array_module(self.power.rings)
+        table = from_host(self.spectrum.weights(), xp, np.float32)
+        weights = xp.empty(rings.shape, dtype=xp.float32)
         # NumPy looks up with indices of eight bytes, of which it makes a copy.
         for rows in _batches(len(rings), 8 * rings.shape[1], xp):
             weights[rows] = table[rings[rows]]
@@ -266,9 +266,9 @@ def _from_all_pairs(spectra, sampling_rate, max_shift, resolution):
     i, j = solve.frame_pairs(n)
 
     def search(part):
-        cross = data[xp.asarray(j[part])]
+        cross = data[from_host(j[part], xp)]
         xp.conjugate(cross, out=cross)
-        cross *= data[xp.asarray(i[part])]
+        cross *= data[from_host(i[part], xp)]
         start, at_limit = correlate.window_maximum(cross, grid.fy, grid.fx, max_shift / sampling_rate, grid.pixel)
         shifts, curvature = correlate.newton(cross, grid.fy, grid.fx, start, 1, reach=2 * max(grid.pixel))
         return shifts, np.trace(curvature, axis1=1, axis2=2), at_limit

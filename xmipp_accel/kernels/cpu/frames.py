@@ -91,22 +91,48 @@ def sum_frames(raw, frames, dark, gain, index, sources):
     return out
 
 
-def gather(images, rows, columns):
-    """Images (b, ny, nx) on another grid: pixel (y, x) of image k is its pixel ``rows[k, y], columns[k, x]``.
+def continued(images, padded, shifts):
+    """Images continued by their mirror images to a larger grid that repeats itself.
 
-    Where nothing changes it is the same array; rows and columns that come from elsewhere are overwritten.
+    What the far side would bring in when an image is moved is the mirror image too.
+
+    Parameters
+    ----------
+    images : ndarray of float32, shape (b, ny, nx)
+        They are overwritten, and are the result, where the grid is not larger.
+    padded : (int, int)
+        The grid.
+    shifts : array_like, shape (b, 2)
+        By which each image will be moved, px.
+
+    Returns
+    -------
+    ndarray of float32, shape (b, *padded)
     """
-    shape = len(images), rows.shape[1], columns.shape[1]
     out = images
-    if shape != images.shape:
-        out = np.empty(shape, dtype=np.float32)
+    if images.shape[1:] != tuple(padded):
+        out = np.empty((len(images), *padded), dtype=np.float32)
         out[:, : images.shape[1], : images.shape[2]] = images
-    for image, row, column in zip(out, rows, columns):
+    for image, shift in zip(out, np.asarray(shifts)):
+        row, column = map(_sources, images.shape[1:], padded, shift)
         moved = np.flatnonzero(row != np.arange(len(row)))
         image[moved] = image[row[moved]]
         moved = np.flatnonzero(column != np.arange(len(column)))
         image[:, moved] = image[:, column[moved]]
     return out
+
+
+def _sources(length, period, shift):
+    """Which of `length` pixels stand at the places (period,) of a grid whose content is to be moved by `shift`."""
+    sources = np.arange(period)
+    sources[length:] = np.maximum(0, 2 * (length - 1) - sources[length:])
+    width = max(0, min(int(np.ceil(abs(shift))), length // 2 - 1))
+    if shift > 0:
+        sources[period - width :] = np.arange(width, 0, -1)
+    elif shift < 0:
+        beyond = np.arange(length, length + width)
+        sources[beyond % period] = 2 * (length - 1) - beyond
+    return sources
 
 
 @numba.njit(parallel=True, fastmath=True, cache=True)

@@ -62,13 +62,21 @@ __global__ void fill_sum(const T *raw, const int *frames, const float *dark, con
     out[index[i]] = total;
 }
 
-// Images (b, ny, nx) on a grid (b, height, width): rows and columns of each say where its pixels come from.
-__global__ void gather(const float *images, const int *rows, const int *columns, float *out, int ny, int nx,
-                       int width) {
+// Which of `length` pixels stands at place i of a grid of `period` whose content is to be moved by `shift`.
+__device__ inline int source(int i, int length, int period, double shift) {
+    const int width = max(0, (int)min(ceil(fabs(shift)), length / 2 - 1.0));
+    if (shift > 0 && i >= period - width) return period - i;
+    const int beyond = i < length ? i + period : i;
+    if (shift < 0 && beyond < length + width) return 2 * (length - 1) - beyond;
+    return i < length ? i : max(0, 2 * (length - 1) - i);
+}
+
+// One thread for each pixel of the grids (b, gridDim.y, width) to which images (b, ny, nx) are continued.
+__global__ void continued(const float *images, const double *shifts, float *out, int ny, int nx, int width) {
     const int x = blockIdx.x * blockDim.x + threadIdx.x, y = blockIdx.y, height = gridDim.y, b = blockIdx.z;
     if (x >= width) return;
-    const float *row = images + ((long long)b * ny + rows[b * height + y]) * nx;
-    out[((long long)b * height + y) * width + x] = row[columns[b * width + x]];
+    const int row = source(y, ny, height, shifts[2 * b]), column = source(x, nx, width, shifts[2 * b + 1]);
+    out[((long long)b * height + y) * width + x] = images[((long long)b * ny + row) * nx + column];
 }
 
 __global__ void turn_phases(float2 *spectra, const float2 *ey, const float2 *ex, int kx) {

@@ -9,12 +9,12 @@ __device__ inline float2 product(float2 a, float2 b) {
 }
 
 // Phases exp(-2 pi i shift f), float64 up to the fraction of a turn; one thread for each row and each column.
-__global__ void moving_phases(const double *shifts, const double *fy, const double *fx, float2 *ey, float2 *ex, int ky,
-                              int kx) {
+// The numbers are the shifts (n, 2), then the frequencies of the rows (ky,) and of the columns (kx,).
+__global__ void moving_phases(const double *numbers, float2 *ey, float2 *ex, int n, int ky, int kx) {
     const long long k = blockIdx.x;
     const int i = blockIdx.y * blockDim.x + threadIdx.x;
     if (i >= ky + kx) return;
-    const double turns = i < ky ? shifts[2 * k] * fy[i] : shifts[2 * k + 1] * fx[i - ky];
+    const double turns = numbers[2 * k + (i >= ky)] * numbers[2LL * n + i];
     float sine, cosine;
     sincospif((float)(2.0 * (turns - rint(turns))), &sine, &cosine);
     float2 *place = i < ky ? ey + k * ky + i : ex + k * kx + i - ky;

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 
@@ -22,9 +24,22 @@ def sum_frames(raw, frames, dark, gain, index, sources):
     return clean_frames(raw, frames, dark, gain, (0, 0, *raw.shape[1:]), 0.0, index, sources).sum(axis=0)
 
 
-def gather(images, rows, columns):
-    """As `xmipp_accel.kernels.cpu.frames.gather`."""
-    return np.stack([image[np.ix_(row, column)] for image, row, column in zip(images, rows, columns)])
+def continued(images, padded, shifts):
+    """As `xmipp_accel.kernels.cpu.frames.continued`."""
+    sources = [[_sources(*along) for along in zip(images.shape[1:], padded, shift)] for shift in shifts]
+    return np.stack([image[np.ix_(*source)] for image, source in zip(images, sources)])
+
+
+def _sources(length, period, shift):
+    width = max(0, min(math.ceil(abs(shift)), length // 2 - 1))  # of what the far side would bring in
+    sources = []
+    for place in range(period):
+        if shift > 0 and place - period >= -width:
+            place -= period
+        elif shift < 0 and place + period < length + width:
+            place += period
+        sources.append(max(0, 2 * (length - 1) - place) if place >= length else abs(place))
+    return sources
 
 
 def turn_phases(spectra, ey, ex):
