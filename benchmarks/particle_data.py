@@ -1,0 +1,95 @@
+"""Particles with known poses or classes for the benchmarks.
+
+They come from ``tools/make_truth.py`` of the reference folder and its map of 8ZPM, an asymmetric complex, where
+that folder is there, else from :mod:`xmipp_accel.simulate.particles` and its phantom.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.movie_data import GENERATOR, SHARED
+from xmipp_accel.io.particles import read_particles
+from xmipp_accel.io.volumes import write_volume
+from xmipp_accel.simulate.particles import simulate_particles
+
+MAP = SHARED / "data" / "maps" / "8zpm_1.5A_96.mrc"
+
+
+@dataclasses.dataclass(frozen=True)
+class BenchmarkParticles:
+    """Particles and what they show.
+
+    Attributes
+    ----------
+    star, volume : Path
+        The particles' table, and the map that they are projections of.
+    eulers : ndarray, shape (n, 3)
+        rot, tilt, psi, degrees.
+    classes : ndarray of int, shape (n,)
+        Number of the view, from 0.
+    """
+
+    star: Path
+    volume: Path
+    eulers: np.ndarray
+    classes: np.ndarray
+
+    @property
+    def particles(self):
+        """As the executors take them."""
+        return read_particles(self.star)
+
+
+def source() -> str:
+    """Where the particles come from, for people."""
+    if GENERATOR.exists():
+        return f"particles from {GENERATOR.name} of the reference folder and {MAP.name}"
+    return f"particles from xmipp_accel.simulate: {GENERATOR} is not there (set XMIPP_ACCEL_SHARED)"
+
+
+def make_particles(folder, *, n, box, snr, shift, seed, ctf=False, classes=0) -> BenchmarkParticles:
+    """Make particles in `folder`; boxes of less than 96 px have coarser pixels instead of a smaller field of view.
+
+    Parameters
+    ----------
+    folder : Path
+    n, box : int
+    snr : float
+        Variance of the signal over that of the noise, in the whole box.
+    shift : float
+        Largest along each axis, px.
+    seed : int
+    ctf : bool
+    classes : int
+        Fixed views with random in-plane angles; 0 for random directions.
+    """
+    make = _reference_particles if GENERATOR.exists() else _simulated_particles
+    return make(Path(folder), n, box, snr, shift, seed, ctf, classes)
+
+
+def _reference_particles(folder, n, box, snr, shift, seed, ctf, classes):
+    options = dict(out=folder, map=MAP, n=n, box=box, snr=snr, shift=shift, seed=seed, classes=classes)
+    arguments = [str(part) for key, value in options.items() for part in (f"--{key}", value)]
+    arguments += ["--no-ctf"] * (not ctf) + ["--rescale-box"] * (box < 96)
+    command = [sys.executable, str(GENERATOR), "particles", *arguments]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    truth = np.load(folder / "truth.npz", allow_pickle=False)
+    volume = folder / "volume_truth.mrc"
+    return BenchmarkParticles(folder / "particles.star", volume, truth["eulers"], truth["classes"])
+
+
+def _simulated_particles(folder, n, box, snr, shift, seed, ctf, classes):
+    optics = {} if ctf else {"defocus": None}
+    sampling_rate = 144.0 / min(box, 96)
+    truth = simulate_particles(
+        folder, n, box, sampling_rate, snr, shift, seed=seed, views=classes or None, **optics
+    )
+    volume = folder / "volume_truth.mrc"
+    write_volume(volume, truth.phantom.volume(box, sampling_rate), sampling_rate)
+    return BenchmarkParticles(folder / "particles.star", volume, truth.eulers, truth.views)
