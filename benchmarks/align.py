@@ -70,7 +70,8 @@ def alignment(folder, quick):
     count = 20 if quick else 300
     warm = particle_data.make_particles(folder / "warm", n=4, box=64, snr=0.1, shift=3.0, seed=1, ctf=True)
     align(warm, folder)
-    figures, rows = {}, []
+    figures: dict[str, float] = {}
+    rows = []
     for name, box, snr, shift, ctf in SETS[: 2 if quick else None]:
         made = particle_data.make_particles(
             folder / "set", n=count, box=box, snr=snr, shift=shift, seed=3, ctf=ctf
@@ -88,7 +89,7 @@ def alignment(folder, quick):
         reset_peak()
         result, figures["cpu_2000x1692_64_s"] = align(made, folder)
         figures["cpu_2000x1692_64_peak_mib"] = memory("VmHWM") / 2**20
-    columns = ["300 particles", "within 5 deg", "within 10 deg", "median, deg", "rings", "shifts", "s"]
+    columns = [f"{count} particles", "within 5 deg", "within 10 deg", "median, deg", "rings", "shifts", "s"]
     print_table("Align Significant", columns, rows)
     return figures
 
@@ -109,7 +110,8 @@ def best_rows(result):
 
 def classification(folder, quick):
     """Table of purities and times of the 2D classification, ours and RELION's."""
-    figures, rows, count = {}, [], 100 if quick else 500
+    figures: dict[str, object] = {}
+    rows, count = [], 100 if quick else 500
     for key, snr, seed, ctf in VIEW_SETS[: 1 if quick else None]:
         made = particle_data.make_particles(
             folder / "set", n=count, box=64, snr=snr, shift=3.0, seed=seed, ctf=ctf, classes=CLASSES
@@ -123,7 +125,7 @@ def classification(folder, quick):
             relion = relion_classes(made, folder)
             figures |= {f"relion_purity_{key}": relion[0], f"relion_{key}_s": relion[2]}
         rows.append([key, *purities, statistics.mean(purities), min(left), statistics.median(seconds), *relion])
-    columns = ["500 particles", *(f"seed {seed}" for seed in SEEDS), "mean", "classes left", "s"]
+    columns = [f"{count} particles", *(f"seed {seed}" for seed in SEEDS), "mean", "classes left", "s"]
     print_table(f"2D classes, K = {CLASSES}", [*columns, "RELION", "its classes", "its s"], rows)
     return figures
 
