@@ -5,14 +5,8 @@ from tests.particle_alignment.test_polar import blobs, draw
 from xmipp_accel.backend import to_host
 from xmipp_accel.kernels.reference.polar_search import polar_search as oracle
 from xmipp_accel.particle_alignment import polar
-from xmipp_accel.particle_alignment import search as search_module
-from xmipp_accel.particle_alignment.search import (
-    PolarSearch,
-    _derivatives,
-    normalize_references,
-    refine_poses,
-    shift_grid,
-)
+from xmipp_accel.particle_alignment.polish import _derivatives, refine_poses
+from xmipp_accel.particle_alignment.search import PolarSearch, normalize_references, shift_grid
 
 
 def random_case(rng, n_particles, n_references, grid):
@@ -24,7 +18,8 @@ def random_case(rng, n_particles, n_references, grid):
 
 
 @pytest.mark.parametrize(
-    "particles, references, rings, radius", [(1, 1, 1, 0.0), (3, 5, 5, 2.0), (2, 131, 7, 1.5), (2, 3, 6, 9.5)]
+    "particles, references, rings, radius",
+    [(1, 1, 1, 0.0), (3, 5, 5, 2.0), (2, 131, 7, 1.5), (2, 3, 6, 9.5), (2, 17, 10, 12.0)],
 )
 def test_search_against_the_oracle(device, particles, references, rings, radius):
     rng = np.random.default_rng(0)
@@ -32,8 +27,8 @@ def test_search_against_the_oracle(device, particles, references, rings, radius)
     samples, coefficients = random_case(rng, particles, references, grid)
     weights = polar.ring_weights(grid)
     shifts = shift_grid(radius, 1.0)
-    search = PolarSearch(grid, device.asarray(coefficients), weights, shifts)
-    score, psi, shift = search(device.asarray(samples))
+    search = PolarSearch(grid, device.asarray(coefficients), weights)
+    score, psi, shift = (to_host(a) for a in search(device.asarray(samples), shifts))
     factors = weights[:, None] * grid.harmonic_weights
     shifted = polar.angular_coefficients(samples[:, None] * polar.shift_phases(grid, shifts), grid)
     best, psi_index, shift_index = oracle(coefficients * factors, shifted, search.n_psi)
@@ -43,60 +38,31 @@ def test_search_against_the_oracle(device, particles, references, rings, radius)
     assert same.mean() > 0.98
 
 
-def polar_best(grid, block, arguments):
-    """The CUDA kernel in NumPy."""
-    even_cosine, even_sine, odd_cosine, odd_sine, quarter, references, shifts, particles, *found = arguments
-    assert grid[0] * block[0] >= references * particles
-    shape = (quarter, references, shifts, particles)
-    ce, se, co, so = (a.reshape(shape) for a in (even_cosine, even_sine, odd_cosine, odd_sine))
-    psi = np.stack([ce + co + se + so, ce + co - se - so, ce - co + se - so, ce - co - se + so])
-    n_psi = 4 * (quarter - 1)
-    t = np.arange(quarter)
-    angles = np.stack([t, (n_psi - t) % n_psi, (n_psi // 2 + t) % n_psi, n_psi // 2 - t])
-    ordered = psi.transpose(2, 4, 0, 1, 3).reshape(references, particles, -1)
-    where = ordered.argmax(-1)
-    kind, time, shift = np.unravel_index(where, (4, quarter, shifts))
-    for target, values in zip(found, (ordered.max(-1), angles[kind, time], shift)):
-        target[...] = values
-
-
-def test_matrix_products_of_the_gpu_path(monkeypatch):
-    """The GPU's operands, multiplied by NumPy, lead to the CPU's result."""
-    rng = np.random.default_rng(7)
-    grid = polar.polar_grid(20, 5, 7, 2)
-    samples, coefficients = random_case(rng, 5, 9, grid)
-    arguments = (grid, coefficients, polar.ring_weights(grid), shift_grid(2, 1))
-    expected = PolarSearch(*arguments)(samples)
-    monkeypatch.setattr(search_module, "cuda_kernel", lambda *names: polar_best)
-    for memory in (1e9, 1e5):
-        search = PolarSearch(*arguments, memory=memory)
-        search._prepare_gpu(coefficients * (arguments[2][:, None] * grid.harmonic_weights).astype(np.float32))
-        score, psi, shift = search._search_gpu(samples, None)
-        np.testing.assert_allclose(score, expected[0], rtol=1e-4)
-        assert np.mean((psi * 360 / search.n_psi == expected[1]) & (shift == expected[2])) > 0.95
-
-
 def test_search_in_small_batches_is_the_same(device):
     rng = np.random.default_rng(1)
     grid = polar.polar_grid(20, 5, 7, 2)
     samples, coefficients = random_case(rng, 5, 9, grid)
-    arguments = (grid, device.asarray(coefficients), polar.ring_weights(grid), shift_grid(2, 1))
-    whole = PolarSearch(*arguments)(device.asarray(samples))
-    parts = PolarSearch(*arguments, memory=1)(device.asarray(samples))
+    arguments = grid, device.asarray(coefficients), polar.ring_weights(grid)
+    whole = PolarSearch(*arguments)(device.asarray(samples), shift_grid(2, 1))
+    parts = PolarSearch(*arguments, memory=1)(device.asarray(samples), shift_grid(2, 1))
     for a, b in zip(whole, parts):
-        np.testing.assert_allclose(a, b, rtol=1e-4)
+        np.testing.assert_allclose(to_host(a), to_host(b), rtol=1e-4)
 
 
-def test_excluded_pairs(device):
+def test_candidates_and_shifts_of_each_particle(device):
     rng = np.random.default_rng(2)
     grid = polar.polar_grid(20, 5, 7, 2)
     samples, coefficients = random_case(rng, 4, 6, grid)
-    search = PolarSearch(grid, device.asarray(coefficients), polar.ring_weights(grid), shift_grid(1, 1))
-    allowed = rng.random((4, 6)) < 0.5
-    every = search(device.asarray(samples))[0]
-    some = search(device.asarray(samples), allowed)[0]
-    assert np.isneginf(some[~allowed]).all()
-    np.testing.assert_allclose(some[allowed], every[allowed], rtol=1e-5)
+    search = PolarSearch(grid, device.asarray(coefficients), polar.ring_weights(grid))
+    shifts = rng.uniform(-2, 2, (4, 3, 2))
+    candidates = rng.integers(-1, 6, (4, 5))
+    some = [to_host(a) for a in search(device.asarray(samples), shifts, candidates)]
+    for i in range(4):
+        every = [to_host(a)[0] for a in search(device.asarray(samples[i : i + 1]), shifts[i])]
+        none = candidates[i] < 0
+        assert np.isneginf(some[0][i][none]).all()
+        for found, expected in zip(some, every):
+            np.testing.assert_allclose(found[i][~none], expected[candidates[i][~none]], rtol=1e-5)
 
 
 def test_a_known_pose_is_found_and_refined(device):
@@ -116,7 +82,7 @@ def test_a_known_pose_is_found_and_refined(device):
     coefficients = normalize_references(coefficients, grid, weights)
     samples = polar.polar_samples(device.asarray(np.array(particles)), grid)
     shifts = shift_grid(4, 1.5)
-    score, found_psi, found_shift = PolarSearch(grid, coefficients, weights, shifts)(samples)
+    score, found_psi, found_shift = (to_host(a) for a in PolarSearch(grid, coefficients, weights)(samples, shifts))
     np.testing.assert_array_equal(score.argmax(1), np.arange(4))
     own = np.arange(4)
     start = found_psi[own, own], shifts[found_shift[own, own]]

@@ -7,7 +7,7 @@ from xmipp_accel.numerics.rotations import viewing_directions
 from xmipp_accel.numerics.symmetry import symmetry_matrices
 from xmipp_accel.particle_alignment.significance import (
     PooledRanks,
-    best_references,
+    best_first,
     entropies,
     margins,
     neighbourhoods,
@@ -32,20 +32,24 @@ def weights_by_definition(scores, neighbours):
 @given(st.integers(0, 1000), st.integers(1, 7), st.integers(1, 5), st.booleans())
 def test_weights_follow_their_definition(seed, n, references, ties):
     rng = np.random.default_rng(seed)
-    scores = rng.uniform(-0.3, 1, (n, references)).astype(np.float32)
-    if ties:
-        scores = np.round(scores, 1).astype(np.float32)
+    # The ranks tell scores apart that differ by 1/8192.
+    scores = np.round(rng.uniform(-0.3, 1, (n, references)) * (10 if ties else 8192))
+    scores = (scores / (10 if ties else 8192)).astype(np.float32)
     scores[rng.random(scores.shape) < 0.1] = -np.inf
     near = rng.random((references, references)) < 0.5
     neighbours = [np.flatnonzero(row | (np.arange(references) == r)) for r, row in enumerate(near)]
-    ranks = PooledRanks(scores, neighbours)
+    ranks = PooledRanks(neighbours)
+    for part in np.array_split(scores, 2):  # as batches come
+        ranks.add(part)
     expected = weights_by_definition(scores, neighbours)
     np.testing.assert_allclose(ranks.matrix(scores), expected, atol=1e-6)
 
 
 def test_the_best_of_a_pool_weighs_one():
     scores = np.array([[0.1, 0.2], [0.5, 0.4]], np.float32)
-    weights = PooledRanks(scores, [np.array([0, 1])] * 2).matrix(scores)
+    ranks = PooledRanks([np.array([0, 1])] * 2)
+    ranks.add(scores)
+    weights = ranks.matrix(scores)
     assert weights[1, 0] == 1 and weights.max() == 1 and weights[0, 0] == 0
 
 
@@ -57,19 +61,17 @@ def test_neighbourhoods():
     assert [list(near) for near in neighbourhoods(directions, 10, group)] == [[0, 1, 3], [0, 1, 3], [2], [0, 1, 3]]
 
 
-def test_best_references():
-    votes = np.array([[0.1, 0.5, 0.3], [-1, -2, 0.0], [0.2, -np.inf, 0.4]])
-    particle, reference = best_references(votes, 2)
-    np.testing.assert_array_equal(particle, [0, 0, 2, 2])
-    np.testing.assert_array_equal(reference, [1, 2, 2, 0])
-    assert len(best_references(votes, 9)[0]) == 5
+def test_best_first():
+    votes = np.array([[0.1, 0.5, 0.3], [-1, -2, 0.0], [0.2, -np.inf, 0.4], [0.1, 0.1, 0.1]])
+    np.testing.assert_array_equal(best_first(votes, 2), [[1, 2], [2, 0], [2, 0], [0, 1]])
+    np.testing.assert_array_equal(best_first(votes, 3)[:2], [[1, 2, 0], [2, 0, 1]])
 
 
 def test_margins():
-    scores = np.array([[0.5, 0.4, 0.1], [0.2, 0.2, 0.1]])
-    got = margins(scores, np.array([0, 0, 0, 1]), np.array([0, 1, 2, 0]))
-    np.testing.assert_allclose(got, [0.1, -0.1, -0.4, 0])
-    np.testing.assert_array_equal(margins(scores[:, :1], np.array([0]), np.array([0])), [0])
+    scores = np.array([[0.5, 0.4, 0.1], [0.2, 0.2, 0.1], [0.3, -np.inf, -np.inf]])
+    expected = [[0.1, -0.1, -0.4], [0, 0, -0.1], [0, 0, 0]]
+    np.testing.assert_allclose(margins(scores), expected)
+    np.testing.assert_array_equal(margins(scores[:, :1]), np.zeros((3, 1)))
 
 
 def test_entropies():

@@ -1,32 +1,37 @@
-"""All particles against all references: from images to the score and pose of every pair."""
+"""All particles against all references, in two stages: every pair coarsely, the best ones finely.
+
+The first stage compares every pair on the inner Fourier rings, at shifts half a period of the outermost of them
+apart. The second compares the best references of a particle on all rings, at finer shifts around those that the
+first found. A polish takes the best of them to the maximum of the score. What a score tells grows with the number
+of rings, and its cost with the third power: so the first stage finds, and the second tells apart.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-import math
+from typing import Any
 
 import numpy as np
 
-from xmipp_accel.backend import fft_module, to_host
-from xmipp_accel.errors import InputFileError, ParameterError
+from xmipp_accel.backend import array_module, fft_module, good_fft_size, to_host
+from xmipp_accel.errors import ParameterError
 from xmipp_accel.numerics.ctf import ctf_at, ctf_image
+from xmipp_accel.numerics.filters import fourier_resize
 from xmipp_accel.particle_alignment import polar
-from xmipp_accel.particle_alignment.gallery import content_radius, reference_coefficients
-from xmipp_accel.particle_alignment.search import PolarSearch, normalize_references, refine_poses, shift_grid
+from xmipp_accel.particle_alignment.comparison import EDGE, choose_comparison
+from xmipp_accel.particle_alignment.gallery import reference_coefficients
+from xmipp_accel.particle_alignment.polish import refine_poses
+from xmipp_accel.particle_alignment.search import PolarSearch, normalize_references
 
-EDGE = 3.0  # px, of the mask
-_AUTOMATIC_RESOLUTION = 6.0  # A
-_AUTOMATIC_NYQUIST_SHARE = 0.75
-_MOST_RINGS = 40
-_BATCH = 256
-_REFINED = 8  # references a particle beyond those kept
-_PAIRS = 1024  # polished at once
+_WINDOWS = 3  # coarse shifts of a particle around which finer ones are tried
+_CROP_MARGIN = 16  # px beyond twice the rings, for images that are cropped in Fourier space
+_PAIRS = {"numpy": 1024, "cupy": 16384}  # polished at once
 _WHITENING_SAMPLE = 500
 
 
 @dataclasses.dataclass
-class PairScores:
-    """Score and pose of every pair: (n, R) NumPy arrays.
+class Poses:
+    """Poses of particles relative to T references each: (m, T) NumPy arrays.
 
     Attributes
     ----------
@@ -46,86 +51,58 @@ class PairScores:
     shift_x: np.ndarray
     mirrored: np.ndarray
 
-    @classmethod
-    def empty(cls, n, n_references):
-        """Scores of -inf and zero poses."""
-        psi, shift_y, shift_x = np.zeros((3, n, n_references), np.float32)
-        score = np.full((n, n_references), -np.inf, np.float32)
-        return cls(score, psi, shift_y, shift_x, np.zeros((n, n_references), bool))
+    def take(self, columns) -> Poses:
+        """Those of some columns (m, t) of each row."""
+        fields = (getattr(self, field.name) for field in dataclasses.fields(self))
+        return Poses(*(np.take_along_axis(values, columns, axis=1) for values in fields))
 
 
 @dataclasses.dataclass(frozen=True)
-class Comparison:
-    """What is compared, once the automatic parameters are chosen.
+class _Samples:
+    """Particles on the rings of the second stage.
 
     Attributes
     ----------
-    grid : polar.PolarGrid
-    mask_radius : float
-        Px.
-    max_shift : float
-        Px.
-    shifts : (S, 2) array
-        (y, x) px.
-    resolution : float
-        A; 0 if the sampling rate is unknown.
+    values : (m, K, Phi / 2) complex64 array
+        CTF-corrected.
+    power : (m, K) float64 NumPy array
+        Mean power on each ring.
+    gain : (m, K) float64 NumPy array or None
+        The CTF's mean square on each ring, where it multiplies the references.
+    useful : (m,) bool NumPy array
+        False for images that are constant or not finite.
     """
 
-    grid: polar.PolarGrid
-    mask_radius: float
-    max_shift: float
-    shifts: np.ndarray
-    resolution: float
-
-    @property
-    def independent(self) -> float:
-        """Number of independent real data in a masked image within the band."""
-        return math.pi**2 * (self.grid.n_rings * self.mask_radius / self.grid.box) ** 2
+    values: Any
+    power: np.ndarray
+    gain: Any
+    useful: np.ndarray
 
 
-def choose_comparison(references, box, sampling_rate, parameters) -> Comparison:
-    """Fill in mask radius, band limit and shift grid.
+class _Stage:
+    """The references on the rings of one grid, and the search among them."""
 
-    Raises
-    ------
-    ParameterError
-        The mask does not fit in the box, or the resolution is beyond Nyquist or needs the sampling rate.
-    """
-    radius = parameters.mask_radius or content_radius(references) * box * _box_share(
-        references, box, sampling_rate
-    )
-    radius = radius if parameters.mask_radius else min(radius, 0.45 * box)
-    if radius > box / 2:
-        raise ParameterError(f"mask_radius: expected at most half the box ({box / 2:g} px), found {radius:g}")
-    rings = _number_of_rings(box, sampling_rate, parameters.max_resolution)
-    max_shift = parameters.max_shift / 100.0 * box
-    grid = polar.polar_grid(box, rings, radius + EDGE / 2, max_shift)
-    # Slightly over half the period of the outermost ring: the polish bridges the rest.
-    shifts = shift_grid(max_shift, 0.56 * box / rings)
-    resolution = box * sampling_rate / rings if sampling_rate else 0.0
-    return Comparison(grid, radius, max_shift, shifts, resolution)
+    def __init__(self, grid, coefficients, weights, mirrors, memory):
+        self.grid, self.weights = grid, weights[: grid.n_rings] / weights[: grid.n_rings].sum()
+        coefficients = coefficients[:, : grid.n_rings, : grid.n_harmonics]
+        coefficients = normalize_references(coefficients, grid, self.weights)
+        self.energy = to_host(polar.ring_energy(coefficients, grid)).astype(np.float64)
+        if mirrors:
+            both = [coefficients, polar.mirror_coefficients(coefficients)]
+            coefficients = array_module(coefficients).concatenate(both)
+        self.coefficients = coefficients
+        self.search = PolarSearch(grid, coefficients, self.weights, memory)
 
-
-def _box_share(references, box, sampling_rate):
-    """Side of the references' field of view in boxes of the particles."""
-    return references.relative_scale(box, sampling_rate) if references.volume is not None else 1.0
-
-
-def _number_of_rings(box, sampling_rate, max_resolution):
-    nyquist = box // 2
-    if max_resolution == 0:
-        rings = min(_AUTOMATIC_NYQUIST_SHARE * nyquist, _MOST_RINGS)
-        if sampling_rate:
-            rings = min(rings, box * sampling_rate / _AUTOMATIC_RESOLUTION)
-        return max(4, int(rings))
-    if not sampling_rate:
-        raise ParameterError("max_resolution: the particles' sampling rate is unknown")
-    rings = int(box * sampling_rate / max_resolution)
-    if rings > nyquist:
-        raise ParameterError(
-            f"max_resolution: expected at least {2 * sampling_rate:g} A, found {max_resolution:g}"
-        )
-    return max(2, rings)
+    def scale(self, samples):
+        """Factors (m, R) float32 that turn scores into correlations; 0 for particles that cannot be used."""
+        rings = slice(0, self.grid.n_rings)
+        norm = np.sqrt(samples.power[:, rings] @ self.weights)[:, None]
+        if samples.gain is None:
+            norm = np.broadcast_to(norm, (len(norm), len(self.energy)))
+        else:
+            norm = norm * np.sqrt((samples.gain[:, rings] * self.weights) @ self.energy.T)
+        useful = samples.useful[:, None] & (norm > 0)
+        return np.where(useful, 1 / np.where(useful, norm, 1.0), 0.0).astype(np.float32)
 
 
 class PolarAligner:
@@ -141,7 +118,7 @@ class PolarAligner:
     """
 
     def __init__(self, references, particles, parameters, device):
-        self.parameters, self.device = parameters, device
+        self.device, self.mirrors, self.phase_flipped = device, parameters.mirrors, parameters.phase_flipped
         self.box, self.sampling_rate = particles.box, particles.sampling_rate
         self.comparison = choose_comparison(references, self.box, self.sampling_rate, parameters)
         self.n_references = len(references)
@@ -152,21 +129,15 @@ class PolarAligner:
             raise ParameterError("ctf: the particles' sampling rate is unknown")
         if self.ctf == "phase_flip" and parameters.phase_flipped:
             self.ctf = "none"
-        self.weights = polar.ring_weights(grid)
-        if parameters.whiten:
-            self.weights = polar.ring_weights(grid, self._noise_power(particles))
+        weights = polar.ring_weights(grid, self._noise_power(particles) if parameters.whiten else None)
         coefficients = reference_coefficients(references, grid, radius, EDGE, self.sampling_rate, device)
-        coefficients = normalize_references(coefficients, grid, self.weights)
-        self.energy = polar.ring_energy(coefficients, grid)
-        if parameters.mirrors:
-            coefficients = device.xp.concatenate([coefficients, polar.mirror_coefficients(coefficients)])
-        self.coefficients = coefficients
-        memory = parameters.memory_limit * 1e9 or 0.5 * device.free_memory()
-        self.search = PolarSearch(grid, coefficients, self.weights, self.comparison.shifts, min(memory, 16e9))
+        memory = min(parameters.memory_limit * 1e9 or 0.5 * device.free_memory(), 16e9)
+        stage = coefficients, weights, parameters.mirrors, memory
+        self.coarse, self.fine = _Stage(self.comparison.coarse, *stage), _Stage(grid, *stage)
 
     @property
     def independent(self) -> float:
-        """Number of independent real data that a correlation compares."""
+        """Number of independent real data that the score of :meth:`compare` is made of."""
         return self.comparison.independent
 
     @property
@@ -185,70 +156,49 @@ class PolarAligner:
             mask_radius=self.comparison.mask_radius,
         )
 
-    def _noise_power(self, particles):
-        """Mean power of the masked particles on each ring; at the usual SNR that is noise."""
-        some = np.linspace(0, len(particles) - 1, min(len(particles), _WHITENING_SAMPLE)).astype(np.int64)
-        images = self.device.asarray(particles.images(some), np.float32)
-        samples = polar.polar_samples(polar.mask_images(images, self.mask), self.comparison.grid)
-        return to_host((samples.real**2 + samples.imag**2).mean(axis=(0, 2)))
-
-    def align(self, particles, result, rows, allowed=None):
-        """Align `particles`, a batch, and store into `result` at `rows`.
+    def compare(self, particles, allowed=None) -> PolarComparison:
+        """Compare a batch with all references.
 
         Parameters
         ----------
         particles : Particles
-        result : PairScores
-        rows : slice
         allowed : (m, R) bool array, optional
         """
-        samples, scale = self._samples(particles)
-        wanted = allowed
-        if allowed is not None and self.parameters.mirrors:
-            wanted = np.concatenate([allowed, allowed], axis=1)
-        score, psi, shift = self.search(samples, wanted)
-        poses = self.comparison.shifts[shift].astype(np.float32)
-        score = score.reshape(len(score), -1, self.n_references) * scale[:, None, :]
-        mirrored = score.argmax(axis=1) if self.parameters.mirrors else np.zeros(scale.shape, np.int64)
+        return PolarComparison(self, self._samples(particles), allowed)
 
-        def chosen(values):
-            values = values.reshape(score.shape)
-            return np.take_along_axis(values, mirrored[:, None, :], axis=1)[:, 0]
+    def _noise_power(self, particles):
+        """Mean power of the masked particles on each ring; at the usual SNR that is noise."""
+        some = np.linspace(0, len(particles) - 1, min(len(particles), _WHITENING_SAMPLE)).astype(np.int64)
+        samples = self._rings(self.device.asarray(particles.images(some), np.float32))
+        return to_host((samples.real**2 + samples.imag**2).mean(axis=(0, 2)))
 
-        result.score[rows], result.psi[rows] = chosen(score), chosen(psi)
-        result.shift_y[rows], result.shift_x[rows] = chosen(poses[..., 0]), chosen(poses[..., 1])
-        result.mirrored[rows] = mirrored.astype(bool)
-        if self.parameters.refine:
-            self._refine(samples, scale, result, rows)
+    def _rings(self, images):
+        """Ring samples of masked images."""
+        grid = self.comparison.grid
+        # The cost of the transform grows with the number of pixels, and the rings do not need them all.
+        small = min(self.box, good_fft_size(2 * grid.n_rings + _CROP_MARGIN))
+        masked = fourier_resize(polar.mask_images(images, self.mask), small)
+        samples = polar.polar_samples(masked, dataclasses.replace(grid, box=small))
+        samples *= np.float32((self.box / small) ** 2)
+        return samples
 
     def _samples(self, particles):
-        """Ring samples (m, K, Phi / 2), CTF-corrected, and factors (m, R) that turn scores into correlations."""
-        grid, device = self.comparison.grid, self.device
-        images = particles.images()
-        if not np.isfinite(images).all():
-            bad = int(np.flatnonzero(~np.isfinite(images).all(axis=(1, 2)))[0])
-            place = f"{particles.index[bad] + 1}@{particles.stack[bad]}"
-            raise InputFileError(place, "finite pixel values", "NaN or infinity")
-        low, high = images.min(axis=(1, 2)), images.max(axis=(1, 2))
-        flat = high - low <= 1e-6 * np.maximum(np.abs(low), np.abs(high))
-        images = device.asarray(images, np.float32)
-        norm = np.ones((len(images), self.n_references))
-        samples = polar.polar_samples(polar.mask_images(images, self.mask), grid)
-        power = self._power(samples)
-        if self.ctf != "none":
-            corrected = self._apply_ctf(images, particles)
-            samples = polar.polar_samples(polar.mask_images(corrected, self.mask), grid)
-            if self.ctf == "phase_flip":
-                power = self._power(samples)
-            else:
-                norm = np.sqrt(self._ring_gain(particles) @ to_host(self.energy).T.astype(np.float64))
-        norm = norm * np.sqrt(power)[:, None]
-        useful = ~flat[:, None] & (norm > 0)
-        return samples, np.where(useful, 1 / np.where(useful, norm, 1.0), 0.0).astype(np.float32)
-
-    def _power(self, samples):
-        rings = to_host((samples.real**2 + samples.imag**2).mean(axis=2)).astype(np.float64)
-        return rings @ self.weights
+        images = self.device.asarray(particles.images(), np.float32)
+        low, high = to_host(images.min(axis=(1, 2))), to_host(images.max(axis=(1, 2)))
+        useful = np.isfinite(low) & np.isfinite(high)
+        useful &= high - low > 1e-6 * np.maximum(np.abs(low), np.abs(high))
+        if not useful.all():
+            images[self.device.asarray(~useful)] = 0
+        gain = None
+        if self.ctf == "none":
+            samples = self._rings(images)
+        else:
+            samples = self._rings(self._apply_ctf(images, particles))
+        power_of = samples
+        if self.ctf == "ctf":
+            gain, power_of = self._ring_gain(particles), self._rings(images)
+        power = to_host((power_of.real**2 + power_of.imag**2).mean(axis=2)).astype(np.float64)
+        return _Samples(samples, power, gain, useful)
 
     def _optics(self, particles):
         names = ("defocus_u", "defocus_v", "defocus_angle", "voltage", "cs", "amplitude_contrast", "phase_shift")
@@ -260,67 +210,97 @@ class PolarAligner:
         ctf = ctf_image(self.box, self.sampling_rate, **self._optics(particles), xp=self.device.xp)
         if self.ctf == "phase_flip":
             ctf = self.device.xp.sign(ctf)
-        elif self.parameters.phase_flipped:
+        elif self.phase_flipped:
             ctf = abs(ctf)
         return fft.irfft2(fft.rfft2(images) * ctf, s=images.shape[1:]).astype(np.float32)
 
     def _ring_gain(self, particles):
-        """(m, K) weights times the CTF's mean square on each ring."""
+        """(m, K) the CTF's mean square on each ring."""
         grid = self.comparison.grid
         radii = grid.radii / (self.box * self.sampling_rate)
         angles = grid.angles[None, :] + np.zeros((grid.n_rings, 1))
         ctf = ctf_at(np.repeat(radii[:, None] ** 2, angles.shape[1], 1), angles, **self._optics(particles))
-        return (ctf.astype(np.float64) ** 2).mean(axis=2) * self.weights
-
-    def _refine(self, samples, scale, result, rows):
-        """Polish the best references of each particle, in place."""
-        score = result.score[rows]
-        count = min(self.parameters.keep_best + _REFINED, self.n_references)
-        best = np.argpartition(-score, count - 1, axis=1)[:, :count]
-        particle = np.repeat(np.arange(len(score)), count)
-        reference = best.ravel()
-        valid = np.isfinite(score[particle, reference])
-        particle, reference = particle[valid], reference[valid]
-        absolute = particle + rows.start
-        operand = reference + self.n_references * result.mirrored[absolute, reference]
-        for start in range(0, len(particle), _PAIRS):
-            part = slice(start, start + _PAIRS)
-            where = absolute[part], reference[part]
-            value, psi, shifts = refine_poses(
-                self.comparison.grid,
-                self.coefficients[self.device.asarray(operand[part])],
-                self.weights,
-                samples[self.device.asarray(particle[part])],
-                result.psi[where],
-                np.column_stack([result.shift_y[where], result.shift_x[where]]),
-                self.comparison.max_shift,
-            )
-            result.score[where] = value * scale[particle[part], reference[part]]
-            result.psi[where], result.shift_y[where], result.shift_x[where] = psi, shifts[:, 0], shifts[:, 1]
+        return (ctf.astype(np.float64) ** 2).mean(axis=2)
 
 
-def align_all(aligner, particles, progress=None, candidate_mask=None) -> PairScores:
-    """Run an aligner over all particles in batches.
+class PolarComparison:
+    """One batch of particles compared with all references.
 
-    Parameters
+    Attributes
     ----------
-    aligner : PolarAligner or xmipp_accel.particle_alignment.compat.OriginalAligner
-    particles : Particles
-    progress : callable, optional
-        Called as ``progress(done, total)``.
-    candidate_mask : (n, R) bool array, optional
+    score : (m, R) float32 NumPy array
+        Correlations on the inner rings; -inf for excluded pairs.
+    useful : (m,) bool NumPy array
+        False for images that are constant or not finite, which correlate with nothing.
     """
-    n, n_references = len(particles), aligner.n_references
-    if candidate_mask is not None:
-        candidate_mask = np.asarray(candidate_mask, dtype=bool)
-        if candidate_mask.shape != (n, n_references):
-            expected = f"{n} particles x {n_references} references"
-            raise ParameterError(f"candidate_mask: expected {expected}, found shape {candidate_mask.shape}")
-    result = PairScores.empty(n, n_references)
-    for start in range(0, n, _BATCH):
-        rows = slice(start, min(start + _BATCH, n))
-        allowed = None if candidate_mask is None else candidate_mask[rows]
-        aligner.align(particles.take(np.arange(rows.start, rows.stop)), result, rows, allowed)
-        if progress is not None:
-            progress(rows.stop, n)
-    return result
+
+    def __init__(self, aligner, samples, allowed=None):
+        self._aligner, self._samples = aligner, samples
+        self.useful = samples.useful
+        n_references, stage = aligner.n_references, aligner.coarse
+        values = samples.values[:, : stage.grid.n_rings]
+        candidates = None
+        if allowed is not None:
+            both = np.concatenate([allowed, allowed], axis=1) if aligner.mirrors else allowed
+            candidates = np.where(both, np.arange(both.shape[1]), -1)
+        score, _, shift = (to_host(a) for a in stage.search(values, aligner.comparison.shifts, candidates))
+        scale = stage.scale(samples)
+        self.score, self._shift = score[:, :n_references], shift[:, :n_references]
+        self._mirrored = np.zeros(self.score.shape, bool)
+        if aligner.mirrors:
+            self._mirrored = score[:, n_references:] > self.score
+            self.score = np.where(self._mirrored, score[:, n_references:], self.score)
+            self._shift = np.where(self._mirrored, shift[:, n_references:], self._shift)
+        # Where nothing was compared, -inf must stay although the factor may be 0.
+        self.score = np.where(np.isfinite(self.score), self.score, 0) * scale
+        if allowed is not None:
+            self.score[~allowed] = -np.inf
+
+    def poses(self, references) -> Poses:
+        """Poses relative to some references (m, T) of each particle, on the second stage's grid."""
+        aligner = self._aligner
+        mirrored = np.take_along_axis(self._mirrored, references, axis=1)
+        excluded = ~np.isfinite(np.take_along_axis(self.score, references, axis=1))
+        candidates = np.where(excluded, -1, references + aligner.n_references * mirrored)
+        shifts = self._windows(references)
+        score, psi, place = (to_host(a) for a in aligner.fine.search(self._samples.values, shifts, candidates))
+        shift = np.take_along_axis(shifts, place[..., None].astype(np.int64), axis=1).astype(np.float32)
+        scale = np.take_along_axis(aligner.fine.scale(self._samples), references, axis=1)
+        score = np.where(excluded, np.float32(-np.inf), np.where(excluded, 0, score) * scale)
+        return Poses(score, psi, shift[..., 0], shift[..., 1], mirrored)
+
+    def _windows(self, references):
+        """Shifts (m, S, 2) of the second stage: around those of the first that belong to the best scores."""
+        comparison = self._aligner.comparison
+        score = np.take_along_axis(self.score, references, axis=1)
+        best = np.full((len(score), len(comparison.shifts)), -np.inf, dtype=np.float32)
+        rows = np.broadcast_to(np.arange(len(score))[:, None], score.shape)
+        np.maximum.at(best, (rows, np.take_along_axis(self._shift, references, axis=1)), score)
+        chosen = comparison.shifts[np.argsort(-best, axis=1, kind="stable")[:, :_WINDOWS]]
+        shifts = (chosen[:, :, None] + comparison.offsets).reshape(len(score), -1, 2)
+        length = np.hypot(shifts[..., 0], shifts[..., 1])[..., None]
+        return shifts * np.minimum(1.0, comparison.max_shift / np.maximum(length, 1e-12))
+
+    def polished(self, references, poses) -> Poses:
+        """Poses (m, t) relative to references (m, t), taken to the maximum of the score."""
+        aligner = self._aligner
+        stage, device, limit = aligner.fine, aligner.device, aligner.comparison.max_shift
+        scale = np.take_along_axis(stage.scale(self._samples), references, axis=1)
+        operands = references + aligner.n_references * poses.mirrored
+        rows, columns = np.nonzero(np.isfinite(poses.score))
+        result = Poses(*(getattr(poses, field.name).copy() for field in dataclasses.fields(poses)))
+        size = _PAIRS[device.xp.__name__]
+        for start in range(0, len(rows), size):
+            where = rows[start : start + size], columns[start : start + size]
+            value, psi, shifts = refine_poses(
+                stage.grid,
+                stage.coefficients[device.asarray(operands[where])],
+                stage.weights,
+                self._samples.values[device.asarray(where[0])],
+                poses.psi[where],
+                np.column_stack([poses.shift_y[where], poses.shift_x[where]]),
+                limit,
+            )
+            result.score[where] = value * scale[where]
+            result.psi[where], result.shift_y[where], result.shift_x[where] = psi, shifts[:, 0], shifts[:, 1]
+        return result

@@ -7,6 +7,7 @@ import dataclasses
 import numpy as np
 
 from xmipp_accel.backend import to_host
+from xmipp_accel.errors import ParameterError
 from xmipp_accel.io.images import write_stack
 from xmipp_accel.io.particles import Particles, write_particles
 from xmipp_accel.numerics.rotations import viewing_directions
@@ -14,12 +15,15 @@ from xmipp_accel.numerics.symmetry import symmetry_matrices
 from xmipp_accel.particle_alignment.poses import apply_poses, opposite_view
 from xmipp_accel.particle_alignment.significance import (
     PooledRanks,
-    best_references,
+    best_first,
     entropies,
     margins,
     neighbourhoods,
 )
+from xmipp_accel.particle_alignment.sweep import sweep
 
+_CANDIDATES = 128  # references a particle that are compared finely
+_REFINED = 4  # of them polished beyond those kept
 _BATCH = 512
 
 
@@ -40,6 +44,8 @@ class Rows:
         In-plane angle (degrees), shift y and shift x (px) relative to that image of the reference.
     first : (rows,) bool array
         Whether the row is its particle's best.
+    unusable : (n,) int64 array
+        Places of the particles whose images are constant or not finite.
     """
 
     particles: Particles
@@ -47,38 +53,138 @@ class Rows:
     mirrored: np.ndarray
     pose: np.ndarray
     first: np.ndarray
+    unusable: np.ndarray
 
 
-def assign(pairs, references, particles, parameters, independent) -> Rows:
-    """Choose the references of each particle and weigh them.
+def assign(aligners, particles, references, parameters, progress=None, candidate_mask=None) -> Rows:
+    """Align all particles, choose the references of each, and weigh them.
 
     Parameters
     ----------
-    pairs : PairScores
-    references : References
+    aligners : list of PolarAligner or of xmipp_accel.particle_alignment.compat.OriginalAligner
+        One for each device; they share the particles.
     particles : Particles
+    references : References
     parameters : AlignSignificantParameters
-    independent : float
-        Number of independent data behind a correlation, for the entropy.
+    progress : callable, optional
+        Called as ``progress(done, total)``.
+    candidate_mask : (n, R) bool array, optional
+        False excludes a pair.
     """
-    ranks = PooledRanks(pairs.score, _neighbours(references, parameters))
-    votes = ranks.matrix(pairs.score) if parameters.use_weight else pairs.score
-    particle, reference = best_references(votes, parameters.keep_best)
-    score = pairs.score[particle, reference]
-    weight = np.zeros(len(particle))
-    for value in np.unique(reference):
-        rows = np.flatnonzero(reference == value)
-        weight[rows] = ranks.weights(value, score[rows])
+    if candidate_mask is not None:
+        candidate_mask = np.asarray(candidate_mask, dtype=bool)
+        if candidate_mask.shape != (len(particles), len(references)):
+            expected = f"{len(particles)} particles x {len(references)} references"
+            raise ParameterError(f"candidate_mask: expected {expected}, found shape {candidate_mask.shape}")
+    sweeps = 2 if parameters.use_weight else 1
+    report = _Report(progress, sweeps, len(particles))
+    ranks = PooledRanks(_neighbours(references, parameters))
+
+    def compare(aligner, rows):
+        allowed = None if candidate_mask is None else candidate_mask[rows]
+        return aligner.compare(particles.take(np.arange(rows.start, rows.stop)), allowed)
+
+    def count(aligner, rows):
+        return [compare(aligner, rows).score]
+
+    def choose(aligner, rows):
+        compared = compare(aligner, rows)
+        votes = ranks.matrix(compared.score) if parameters.use_weight else compared.score
+        chosen = _choose(compared, votes, parameters, aligner.independent)
+        return [(dataclasses.replace(chosen, particle=chosen.particle + rows.start), compared.score)]
+
+    if parameters.use_weight:
+        for score in sweep(aligners, len(particles), count, report):
+            ranks.add(score)
+    parts = []
+    for chosen, score in sweep(aligners, len(particles), choose, report):
+        if not parameters.use_weight:
+            ranks.add(score)
+        parts.append(chosen)
+    return _rows(_Chosen.join(parts), ranks, references, particles)
+
+
+class _Report:
+    """Progress over particles although there may be two passes over them."""
+
+    def __init__(self, progress, sweeps, total):
+        self._progress, self._sweeps, self._total, self._done = progress, sweeps, total, 0
+
+    def __call__(self, count):
+        self._done += count
+        if self._progress is not None:
+            self._progress(self._done // self._sweeps, self._total)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Chosen:
+    """Rows as arrays: the score that is ranked, then the pose and its score; and which particles are useful."""
+
+    particle: np.ndarray
+    reference: np.ndarray
+    rank_score: np.ndarray
+    score: np.ndarray
+    psi: np.ndarray
+    shift_y: np.ndarray
+    shift_x: np.ndarray
+    mirrored: np.ndarray
+    margin: np.ndarray
+    entropy: np.ndarray
+    useful: np.ndarray
+
+    @classmethod
+    def join(cls, parts) -> _Chosen:
+        names = [field.name for field in dataclasses.fields(cls)]
+        return cls(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))
+
+
+def _choose(compared, votes, parameters, independent) -> _Chosen:
+    """The references of the particles of one batch."""
+    n_references = votes.shape[1]
+    keep = min(parameters.keep_best, n_references)
+    candidates = best_first(votes, min(n_references, max(_CANDIDATES, 2 * keep)))
+    poses = compared.poses(candidates)
+    if not parameters.use_weight:
+        candidates, poses = _sorted(candidates, poses)
+    if parameters.refine:
+        refined = min(candidates.shape[1], keep + _REFINED)
+        rest, candidates = poses.score[:, refined:], candidates[:, :refined]
+        poses = compared.polished(candidates, poses.take(np.broadcast_to(np.arange(refined), candidates.shape)))
+        if not parameters.use_weight:
+            candidates, poses = _sorted(candidates, poses)
+        others = np.concatenate([poses.score, rest], axis=1)
+    else:
+        others = poses.score
+    particle, place = np.nonzero(np.take_along_axis(votes, candidates, axis=1)[:, :keep] > 0)
+    where = particle, place
+    reference = candidates[where]
+    return _Chosen(
+        particle=particle,
+        reference=reference,
+        rank_score=compared.score[particle, reference],
+        **{field.name: getattr(poses, field.name)[where] for field in dataclasses.fields(poses)},
+        margin=margins(others)[where],
+        entropy=entropies(compared.score, independent)[particle],
+        useful=compared.useful,
+    )
+
+
+def _sorted(candidates, poses):
+    order = np.argsort(-poses.score, axis=1, kind="stable")
+    return np.take_along_axis(candidates, order, axis=1), poses.take(order)
+
+
+def _rows(chosen, ranks, references, particles) -> Rows:
+    particle, reference, mirrored = chosen.particle, chosen.reference, chosen.mirrored
+    weight = ranks.weights(reference, chosen.rank_score)
     columns = dict(
-        maxCC=score.astype(np.float64),
+        maxCC=chosen.score.astype(np.float64),
         weightSignificant=weight,
         imageIndex=particle + 1,
-        margin=margins(pairs.score, particle, reference).astype(np.float64),
-        entropy=entropies(pairs.score, independent)[particle],
+        margin=chosen.margin.astype(np.float64),
+        entropy=chosen.entropy,
     )
-    where = particle, reference
-    pose = np.column_stack([pairs.psi[where], pairs.shift_y[where], pairs.shift_x[where]]).astype(np.float64)
-    mirrored = pairs.mirrored[where]
+    pose = np.column_stack([chosen.psi, chosen.shift_y, chosen.shift_x]).astype(np.float64)
     table = particles.take(particle)
     table = dataclasses.replace(
         table,
@@ -91,7 +197,7 @@ def assign(pairs, references, particles, parameters, independent) -> Rows:
     )
     first = np.ones(len(particle), bool)
     first[1:] = particle[1:] != particle[:-1]
-    return Rows(table, reference, mirrored, pose, first)
+    return Rows(table, reference, mirrored, pose, first, np.flatnonzero(~chosen.useful))
 
 
 def _neighbours(references, parameters):

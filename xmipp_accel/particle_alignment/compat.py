@@ -8,12 +8,14 @@ original; it is slow.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import numpy as np
 
 from xmipp_accel.backend import array_module, fft_module, to_host
 from xmipp_accel.errors import ParameterError
+from xmipp_accel.particle_alignment.align import Poses
 from xmipp_accel.particle_alignment.gallery import reference_images
 from xmipp_accel.particle_alignment.poses import apply_poses
 
@@ -48,16 +50,47 @@ class OriginalAligner:
         )
         self.independent = float(self.box**2)
 
-    def align(self, particles, result, rows, allowed=None):
-        """Align a batch and store into `result` (PairScores) at `rows`."""
+    def compare(self, particles, allowed=None) -> OriginalComparison:
+        """Align a batch with every reference, where `allowed` (m, R) does not exclude it."""
         images = self.device.asarray(particles.images(), np.float64)
-        for number in range(self.n_references):
-            reference = self.device.asarray(self.images[number], np.float64)
-            score, pose = align_pairs(reference, images, self.max_shift)
-            if allowed is not None:
-                score = np.where(allowed[:, number], score, -np.inf)
-            result.score[rows, number], result.psi[rows, number] = score, pose[:, 0]
-            result.shift_x[rows, number], result.shift_y[rows, number] = pose[:, 1], pose[:, 2]
+        useful = to_host(np.isfinite(images).all(axis=(1, 2)) & (images.std(axis=(1, 2)) > 0))
+        images[self.device.asarray(~useful)] = 0
+        scores, poses = zip(*(self._align(number, images) for number in range(self.n_references)))
+        score, pose = np.stack(scores, axis=1).astype(np.float32), np.stack(poses, axis=1)
+        if allowed is not None:
+            score[~allowed] = -np.inf
+        return OriginalComparison(score, pose, useful)
+
+    def _align(self, number, images):
+        return align_pairs(self.device.asarray(self.images[number], np.float64), images, self.max_shift)
+
+
+@dataclasses.dataclass(frozen=True)
+class OriginalComparison:
+    """One batch of particles aligned with all references.
+
+    Attributes
+    ----------
+    score : (m, R) float32 NumPy array
+    pose : (m, R, 3) float64 NumPy array
+        psi (degrees), shift x, shift y (px), in the projection convention.
+    useful : (m,) bool NumPy array
+        False for images that are constant or not finite.
+    """
+
+    score: np.ndarray
+    pose: np.ndarray
+    useful: np.ndarray
+
+    def poses(self, references) -> Poses:
+        """Poses relative to some references (m, T) of each particle."""
+        psi, shift_x, shift_y = np.moveaxis(np.take_along_axis(self.pose, references[..., None], axis=1), -1, 0)
+        score = np.take_along_axis(self.score, references, axis=1)
+        return Poses(score, psi, shift_y, shift_x, np.zeros(score.shape, bool))
+
+    def polished(self, _, poses) -> Poses:
+        """The same: the original knows no polish."""
+        return poses
 
 
 def align_pairs(reference, images, max_shift):

@@ -13,7 +13,7 @@ from xmipp_accel.backend.devices import CPU, Device
 from xmipp_accel.errors import ParameterError
 from xmipp_accel.io.particles import write_particles
 from xmipp_accel.io.publish import write_json
-from xmipp_accel.particle_alignment.align import PolarAligner, align_all
+from xmipp_accel.particle_alignment.align import PolarAligner
 from xmipp_accel.particle_alignment.assignment import assign, write_updated_references
 from xmipp_accel.particle_alignment.compat import OriginalAligner
 from xmipp_accel.particle_alignment.gallery import References, open_references
@@ -35,8 +35,9 @@ class AlignSignificantResult:
         first, with ``maxCC``, ``weight``, ``ref``, ``margin`` and ``entropy``.
     references_xmd : str
         Absolute path of ``references.xmd``, the updated references' table; empty unless they were asked for.
-    n_particles, n_aligned, n_rows, n_references : int
-        Particles given, particles with a positive score, rows written, references compared.
+    n_particles, n_unusable, n_aligned, n_rows, n_references : int
+        Particles given, those whose images are constant or not finite, those with a positive score, rows written,
+        references compared.
     n_rings, n_harmonics, n_shifts : int
         Size of the search: Fourier rings, angular harmonics, shifts; 0 with the original's algorithm.
     resolution : float
@@ -48,6 +49,7 @@ class AlignSignificantResult:
     at_shift_limit : float
         Share of the best rows whose shift is within half a pixel of the largest one allowed.
     device : str
+        Or several, with commas between them.
     parameters : dict
         Of the run.
     seconds : float
@@ -58,6 +60,7 @@ class AlignSignificantResult:
     particles_star: str
     references_xmd: str
     n_particles: int
+    n_unusable: int
     n_aligned: int
     n_rows: int
     n_references: int
@@ -78,24 +81,26 @@ class AlignSignificantResult:
 
     def summary(self) -> str:
         """One line for people."""
+        unusable = f", {self.n_unusable} unusable images left out" if self.n_unusable else ""
         return (
             f"{self.n_aligned} of {self.n_particles} particles aligned to {self.n_references} references in "
-            f"{self.seconds:.1f} s, mean correlation {self.mean_cc:.3f}; {self.particles_star}"
+            f"{self.seconds:.1f} s, mean correlation {self.mean_cc:.3f}{unusable}; {self.particles_star}"
         )
 
 
 class AlignSignificantExecutor:
-    """Aligns particle sets; long-lived, bound to one device.
+    """Aligns particle sets; long-lived, bound to its devices.
 
     Parameters
     ----------
     parameters : AlignSignificantParameters
-    device : Device
+    devices : Device
+        With several, each takes the next batch of particles when it is free; the result is the same.
     """
 
-    def __init__(self, parameters: AlignSignificantParameters, device: Device = CPU):
+    def __init__(self, parameters: AlignSignificantParameters, *devices: Device):
         self.parameters = parameters
-        self.device = device
+        self.devices = devices or (CPU,)
 
     def align(
         self,
@@ -136,17 +141,19 @@ class AlignSignificantExecutor:
             )
         folder = Path(output_folder).resolve()
         folder.mkdir(parents=True, exist_ok=True)
-        with self.device.activate():
-            make = PolarAligner if chosen.algorithm == "polar" else OriginalAligner
-            aligner = make(references, particles, chosen, self.device)
-            pairs = align_all(aligner, particles, progress, candidate_mask)
-            rows = assign(pairs, references, particles, chosen, aligner.independent)
-            write_particles(folder / "aligned.xmd", rows.particles)
-            write_particles(folder / "aligned.star", rows.particles)
-            updated = ""
-            if chosen.update_references:
-                updated = str(write_updated_references(folder, rows, references, self.device))
-        result = self._summarize(aligner, references, particles, rows, folder, updated, start)
+        make = PolarAligner if chosen.algorithm == "polar" else OriginalAligner
+        aligners = []
+        for device in self.devices:
+            with device.activate():
+                aligners.append(make(references, particles, chosen, device))
+        rows = assign(aligners, particles, references, chosen, progress, candidate_mask)
+        write_particles(folder / "aligned.xmd", rows.particles)
+        write_particles(folder / "aligned.star", rows.particles)
+        updated = ""
+        if chosen.update_references:
+            with self.devices[0].activate():
+                updated = str(write_updated_references(folder, rows, references, self.devices[0]))
+        result = self._summarize(aligners[0], references, particles, rows, folder, updated, start)
         write_json(folder / "aligned.json", result.to_json())
         return result
 
@@ -159,13 +166,14 @@ class AlignSignificantExecutor:
             particles_star=str(folder / "aligned.star"),
             references_xmd=updated,
             n_particles=len(particles),
+            n_unusable=len(rows.unusable),
             n_aligned=int(rows.first.sum()),
             n_rows=len(rows.particles),
             n_references=len(references),
             **aligner.description,
             mean_cc=float(np.mean(best.extra["maxCC"])) if len(best) else 0.0,
             at_shift_limit=float(np.mean(length > aligner.max_shift - 0.5)) if len(best) else 0.0,
-            device=str(self.device),
+            device=", ".join(map(str, self.devices)),
             parameters=self.parameters.to_dict(),
             seconds=time.perf_counter() - start,
         )

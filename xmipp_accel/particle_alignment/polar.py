@@ -237,9 +237,14 @@ def shift_phases(grid, shifts, xp=np):
     -------
     (..., K, Phi / 2) complex64 array
     """
-    ky, kx = xp.asarray(grid.frequencies * (-2 * math.pi / grid.box))
-    shifts = xp.asarray(shifts, dtype=np.float64)[..., None, None]
-    return xp.exp(1j * (ky * shifts[..., 0, :, :] + kx * shifts[..., 1, :, :])).astype(np.complex64)
+    ky, kx = xp.asarray(grid.frequencies[:, 0] * (-2 * math.pi / grid.box))
+    shifts = xp.asarray(shifts, dtype=np.float64)[..., None]
+    base = xp.exp(1j * (ky * shifts[..., 0, :] + kx * shifts[..., 1, :])).astype(np.complex64)
+    phases = xp.empty(base.shape[:-1] + (grid.n_rings, base.shape[-1]), dtype=np.complex64)
+    phases[..., 0, :] = base
+    for ring in range(1, grid.n_rings):  # the radii are 1..K, so the phases are powers of the first ring's
+        xp.multiply(phases[..., ring - 1, :], base, out=phases[..., ring, :])
+    return phases
 
 
 def rotate_coefficients(coefficients, psi):

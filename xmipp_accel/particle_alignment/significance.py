@@ -6,6 +6,8 @@ import numpy as np
 
 from xmipp_accel.numerics.symmetry import angular_distance
 
+_BINS = 8192
+
 
 def neighbourhoods(directions, distance, matrices=None) -> list[np.ndarray]:
     """Indices of the references within `distance` degrees of each reference, itself included.
@@ -31,77 +33,77 @@ class PooledRanks:
 
         w = m / max(V_r) * rank(m) / (|V_r| - 1), and 0 if m <= 0,
 
-    where the rank counts from 0 and ties share their mean rank. Each column is sorted once; a rank in the pool is
-    the sum of the ranks in its columns.
+    where the rank counts from 0 and ties share their mean rank. Particles come in parts: what is kept of them is
+    one histogram a reference, which tells scores apart that differ by 1/8192.
 
     Parameters
     ----------
-    scores : (n, R) float array
-        -inf marks excluded pairs, which belong to no pool.
     neighbours : list of R index arrays
     """
 
-    def __init__(self, scores, neighbours):
+    def __init__(self, neighbours):
         self._neighbours = neighbours
-        self._sorted = np.sort(np.ascontiguousarray(np.transpose(scores)), axis=1)
-        self._excluded = np.isneginf(self._sorted).sum(axis=1)
+        self._counts = np.zeros((len(neighbours), _BINS + 1), dtype=np.int32)
+        self._cumulative: np.ndarray | None = None
+        self._highest = np.full(len(neighbours), -np.inf)
+
+    def add(self, scores):
+        """Count the scores (m, R) of some particles; -inf marks excluded pairs, which belong to no pool."""
+        scores = np.asarray(scores)
+        particle, reference = np.nonzero(np.isfinite(scores))
+        place = reference * (_BINS + 1) + _bins(scores[particle, reference])
+        self._counts += np.bincount(place, minlength=self._counts.size).reshape(self._counts.shape)
+        self._highest = np.maximum(self._highest, scores.max(axis=0, initial=-np.inf))
+        self._cumulative = None
 
     def weights(self, reference, scores) -> np.ndarray:
-        """Weights (m,) float64 of `scores` (m,) of particles at one reference."""
-        scores = np.asarray(scores)
-        pool = self._neighbours[reference]
-        below = np.zeros(len(scores))
-        size, highest = 0, -np.inf
-        for column in pool:
-            values = self._sorted[column][self._excluded[column] :]
-            left, right = np.searchsorted(values, scores, "left"), np.searchsorted(values, scores, "right")
-            below += 0.5 * (left + right)
-            size += len(values)
-            highest = max(highest, float(values[-1])) if len(values) else highest
-        rank = np.clip((below - 0.5) / max(size - 1, 1), 0.0, 1.0) if size > 1 else np.ones(len(scores))
-        share = np.maximum(scores, 0.0) / (highest if highest > 0 else 1.0)
-        return share * rank
-
-    def matrix(self, scores) -> np.ndarray:
-        """Weights (n, R) float32 of every pair."""
-        result = np.zeros(np.shape(scores), dtype=np.float32)
-        for reference in range(result.shape[1]):
-            result[:, reference] = self.weights(reference, scores[:, reference])
+        """Weights (m,) float64 of `scores` (m,) at the references `reference` (m,)."""
+        if self._cumulative is None:
+            self._cumulative = np.cumsum(self._counts, axis=1, dtype=np.int32)
+        scores, order = np.asarray(scores, dtype=np.float64), np.argsort(reference, kind="stable")
+        result, bins = np.zeros(len(scores)), _bins(scores)
+        values, first = np.unique(np.asarray(reference)[order], return_index=True)
+        for value, rows in zip(values, np.split(order, first[1:])):
+            pool = self._neighbours[value]
+            size = int(self._cumulative[pool, -1].sum())
+            equal, up_to = (
+                table[np.ix_(pool, bins[rows])].sum(axis=0) for table in (self._counts, self._cumulative)
+            )
+            # The mean of the first and the last rank among those of equal score, counted from 0.
+            rank = up_to - 0.5 * (equal + 1)
+            cdf = np.clip(rank / (size - 1), 0.0, 1.0) if size > 1 else 1.0
+            highest = self._highest[pool].max()
+            result[rows] = np.maximum(scores[rows], 0.0) / (highest if highest > 0 else 1.0) * cdf
         return result
 
+    def matrix(self, scores) -> np.ndarray:
+        """Weights (m, R) float32 of every pair."""
+        scores = np.asarray(scores)
+        reference = np.broadcast_to(np.arange(scores.shape[1]), scores.shape)
+        return self.weights(reference.ravel(), scores.ravel()).reshape(scores.shape).astype(np.float32)
 
-def best_references(votes, keep):
-    """The references with the largest positive votes.
 
-    Parameters
-    ----------
-    votes : (n, R) float array
-    keep : int
+def _bins(scores):
+    """Bin of each score: 0 for those that are not positive, which weigh nothing."""
+    return np.ceil(np.clip(scores, 0.0, 1.0) * _BINS).astype(np.int64)
 
-    Returns
-    -------
-    particle, reference : (rows,) int64 arrays
-        Grouped by particle, best first; particles without a positive vote are absent.
-    """
+
+def best_first(votes, count) -> np.ndarray:
+    """The references (m, count) int64 with the largest votes (m, R) of each particle, best first."""
     votes = np.asarray(votes)
-    keep = min(keep, votes.shape[1])
-    chosen = np.argpartition(-votes, keep - 1, axis=1)[:, :keep]
-    values = np.take_along_axis(votes, chosen, axis=1)
-    order = np.lexsort((chosen, -values), axis=1)
-    chosen, values = np.take_along_axis(chosen, order, axis=1), np.take_along_axis(values, order, axis=1)
-    particle, place = np.nonzero(values > 0)
-    return particle, chosen[particle, place]
+    chosen = np.argpartition(-votes, count - 1, axis=1)[:, :count]
+    order = np.lexsort((chosen, -np.take_along_axis(votes, chosen, axis=1)), axis=1)
+    return np.take_along_axis(chosen, order, axis=1)
 
 
-def margins(scores, particle, reference) -> np.ndarray:
-    """How far each row's score is above the best of the particle's other references; 0 if there is no other."""
+def margins(scores) -> np.ndarray:
+    """How far each score (m, T) is above the best other one of its particle; 0 if either is missing (-inf)."""
     scores = np.asarray(scores)
     if scores.shape[1] < 2:
-        return np.zeros(len(particle))
-    top = np.partition(scores, scores.shape[1] - 2, axis=1)[:, -2:]
-    own = scores[particle, reference]
-    other = np.where(own >= top[particle, 1], top[particle, 0], top[particle, 1])
-    return np.where(np.isfinite(other), own - other, 0.0)
+        return np.zeros(scores.shape)
+    top = -np.partition(-scores, 1, axis=1)[:, :2]
+    other = np.where(scores >= top[:, :1], top[:, 1:], top[:, :1])
+    return np.subtract(scores, other, where=np.isfinite(other) & np.isfinite(scores), out=np.zeros(scores.shape))
 
 
 def entropies(scores, independent) -> np.ndarray:

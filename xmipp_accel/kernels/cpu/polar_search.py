@@ -89,8 +89,8 @@ def _angle_index(products, s, trig, t, n_harmonics, quarter):
 
 
 @numba.njit(parallel=True, cache=True, fastmath=True)
-def polar_search(references, particles, first_ring, trig, n_shifts, allowed, best, psi_index, shift_index):
-    """Find the best in-plane angle and shift of every pair.
+def polar_search(references, particles, first_ring, trig, n_shifts, candidates, best, psi_index, shift_index):
+    """Find the best in-plane angle and shift of each particle with each of its candidates.
 
     Parameters
     ----------
@@ -104,18 +104,18 @@ def polar_search(references, particles, first_ring, trig, n_shifts, allowed, bes
     trig : (n_psi / 4 + 1, Q * 2) float32 array
         Cosine and sine of ``q psi_t``.
     n_shifts : int
-    allowed : (m, R) bool array
-        Pairs to compare; (0, 0) means all.
-    best, psi_index, shift_index : (m, R) float32, int32 and int32 arrays
-        Receive the score and where it was found; excluded pairs are left alone.
+    candidates : (m, T) int32 array
+        References that each particle is compared with; -1 stands for none.
+    best, psi_index, shift_index : (m, T) float32, int32 and int32 arrays
+        Receive the score and where it was found; where there is no candidate they are left alone.
     """
-    n_references, n_particles = len(references), len(particles)
+    n_candidates, n_particles = candidates.shape[1], len(particles)
     n_harmonics = len(first_ring)
     n_rings = references.shape[1] // (2 * n_harmonics)
     blocks = particles.shape[1]
     in_block = (n_shifts + blocks - 1) // blocks
     lanes = (in_block + 15) // 16 * 16
-    tiles = (n_references + _TILE - 1) // _TILE
+    tiles = (n_candidates + _TILE - 1) // _TILE
     for job in numba.prange(n_particles * tiles):
         p, start = job // tiles, job % tiles * _TILE
         products = np.empty(n_harmonics * 2 * LANES, dtype=np.float32)
@@ -123,8 +123,9 @@ def polar_search(references, particles, first_ring, trig, n_shifts, allowed, bes
         for block in range(blocks):
             particle = particles[p, block]
             valid = min(in_block, n_shifts - block * in_block)
-            for r in range(start, min(start + _TILE, n_references)):
-                if allowed.size > 0 and not allowed[p, r]:
+            for c in range(start, min(start + _TILE, n_candidates)):
+                r = candidates[p, c]
+                if r < 0:
                     continue
                 for q in range(n_harmonics):
                     offset = 2 * (q * n_rings + first_ring[q])
@@ -142,8 +143,8 @@ def polar_search(references, particles, first_ring, trig, n_shifts, allowed, bes
                 for s in range(1, valid):
                     if work[4 * LANES + s] > work[4 * LANES + top]:
                         top = s
-                if block == 0 or work[4 * LANES + top] > best[p, r]:
+                if block == 0 or work[4 * LANES + top] > best[p, c]:
                     t = int(work[5 * LANES + top])
-                    best[p, r] = work[4 * LANES + top]
-                    shift_index[p, r] = block * in_block + top
-                    psi_index[p, r] = _angle_index(products, top, trig[t], t, n_harmonics, len(trig) - 1)
+                    best[p, c] = work[4 * LANES + top]
+                    shift_index[p, c] = block * in_block + top
+                    psi_index[p, c] = _angle_index(products, top, trig[t], t, n_harmonics, len(trig) - 1)

@@ -1,0 +1,102 @@
+"""Newton polish of in-plane angles and shifts, from the grid of the search to its maximum."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from xmipp_accel.backend import array_module, to_host
+from xmipp_accel.particle_alignment import polar
+
+_NEWTON_STEPS = 4
+_MAX_ANGLE_STEP = math.radians(3.0)
+
+
+def refine_poses(grid, references, weights, samples, psi, shifts, max_shift):
+    """Newton polish of in-plane angles and shifts on the exact score.
+
+    Parameters
+    ----------
+    grid : polar.PolarGrid
+    references, samples : (b, K, Q) and (b, K, Phi / 2) complex64 arrays
+        One reference and one particle for each of b pairs.
+    weights : (K,) float array
+    psi : (b,) float NumPy array
+        Degrees.
+    shifts : (b, 2) float NumPy array
+        (y, x) px.
+    max_shift : float
+        Shifts are kept within this disc, px.
+
+    Returns
+    -------
+    score : (b,), psi : (b,), shifts : (b, 2) float64 NumPy arrays
+        Never worse than the input poses, once their shifts are within the disc.
+    """
+    pose = _within(np.column_stack([np.deg2rad(psi), shifts]).astype(np.float64), max_shift)
+    value, gradient, hessian = _derivatives(grid, references, weights, samples, pose)
+    quarter_period = grid.box / (4.0 * grid.n_rings)
+    limit = np.array([_MAX_ANGLE_STEP, quarter_period, quarter_period])
+    damping = np.ones(len(pose))
+    for _ in range(_NEWTON_STEPS):
+        trial = _within(pose + damping[:, None] * _newton_step(gradient, hessian, limit), max_shift)
+        new_value, new_gradient, new_hessian = _derivatives(grid, references, weights, samples, trial)
+        better = new_value > value
+        value = np.where(better, new_value, value)
+        pose[better], gradient[better], hessian[better] = trial[better], new_gradient[better], new_hessian[better]
+        damping = np.where(better, 1.0, damping * 0.3)
+    return value, np.rad2deg(pose[:, 0]) % 360.0, pose[:, 1:]
+
+
+def _within(pose, max_shift):
+    length = np.hypot(pose[:, 1], pose[:, 2])
+    pose[:, 1:] *= np.minimum(1.0, max_shift / np.maximum(length, 1e-12))[:, None]
+    return pose
+
+
+def _newton_step(gradient, hessian, limit):
+    """Ascent steps (b, 3), bounded; curvatures of the wrong sign are turned round."""
+    scaled = hessian * limit[:, None] * limit
+    values, vectors = np.linalg.eigh(scaled)
+    floor = 1e-3 * np.abs(values).max(axis=1, keepdims=True) + 1e-30
+    values = np.maximum(np.abs(values), floor)
+    along = np.einsum("bij,bi->bj", vectors, gradient * limit) / values
+    step = np.einsum("bij,bj->bi", vectors, along)
+    longest = np.abs(step).max(axis=1, keepdims=True)
+    return step / np.maximum(longest, 1.0) * limit
+
+
+def _derivatives(grid, references, weights, samples, pose):
+    """Score, gradient and Hessian with respect to (psi in radians, shift y, shift x).
+
+    By Parseval the score is ``sum_k w_k 2 / Phi sum_j Re(conj R(k, phi_j + psi) P_s(k, phi_j))`` over the half
+    circle.
+    """
+    xp = array_module(samples)
+    b = len(pose)
+    q = xp.arange(grid.n_harmonics, dtype=np.float64)
+    turned = references * xp.exp(1j * xp.asarray(pose[:, :1]) * q).astype(np.complex64)[:, None, :]
+    factors = xp.asarray(np.asarray(weights)[:, None] * (2.0 / grid.n_angles), dtype=np.float32)
+    particle = samples * polar.shift_phases(grid, pose[:, 1:], xp) * factors
+    iq = (1j * q).astype(np.complex64)
+    orders = xp.stack([turned, turned * iq, turned * iq * iq])
+    r0, r1, r2 = polar.samples_from_coefficients(orders, grid)
+    ky, kx = xp.asarray(grid.frequencies * (-2 * math.pi / grid.box), dtype=np.float32)
+
+    def total(array):
+        return to_host(array.reshape(b, -1).sum(axis=1, dtype=np.float64))
+
+    product = xp.conj(r0) * particle
+    turning = xp.conj(r1) * particle
+    real, imaginary, slope = product.real, product.imag, -turning.imag
+    value = total(real)
+    gradient = np.stack([total(turning.real), total(-imaginary * ky), total(-imaginary * kx)], axis=1)
+    hessian = np.empty((b, 3, 3))
+    hessian[:, 0, 0] = total((xp.conj(r2) * particle).real)
+    hessian[:, 0, 1] = hessian[:, 1, 0] = total(slope * ky)
+    hessian[:, 0, 2] = hessian[:, 2, 0] = total(slope * kx)
+    hessian[:, 1, 1] = -total(real * ky * ky)
+    hessian[:, 2, 2] = -total(real * kx * kx)
+    hessian[:, 1, 2] = hessian[:, 2, 1] = -total(real * ky * kx)
+    return value, gradient, hessian
