@@ -13,7 +13,7 @@ from xmipp_accel.particle_alignment import polar
 _LARGEST_BATCH = {"numpy": 64, "cupy": 512}  # particles at once; more only take memory
 # Sizes that kernels/cuda/polar_search.cu is written for.
 _TILE_REFERENCES, _TILE_SHIFTS, _TILE_HARMONICS, _THREADS = 16, 12, 4, 192
-_SHARED_BESIDES = 7168  # bytes beside the tiles: products and angles
+_SHARED_BESIDES = 12800  # bytes beside the tiles: products, angles and what was found
 
 
 def shift_grid(radius, step) -> np.ndarray:
@@ -88,7 +88,7 @@ class PolarSearch:
         power = xp.abs(weighted).max(axis=0)
         present = power > 1e-4 * power.max(axis=1, keepdims=True)
         first = xp.where(present.any(axis=0), present.argmax(axis=0), self.grid.n_rings - 1)
-        rings = xp.full(self._harmonics, self._rings, dtype=np.int64)
+        rings = xp.full(self._harmonics, self._rings, dtype=np.int32)
         rings[: self.grid.n_harmonics] = first // step * step
         return rings
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from xmipp_accel.kernels.cpu.ranks import count_scores
 from xmipp_accel.numerics.symmetry import angular_distance
 
 _BINS = 8192
@@ -49,11 +50,7 @@ class PooledRanks:
 
     def add(self, scores):
         """Count the scores (m, R) of some particles; -inf marks excluded pairs, which belong to no pool."""
-        scores = np.asarray(scores)
-        particle, reference = np.nonzero(np.isfinite(scores))
-        place = reference * (_BINS + 1) + _bins(scores[particle, reference])
-        self._counts += np.bincount(place, minlength=self._counts.size).reshape(self._counts.shape)
-        self._highest = np.maximum(self._highest, scores.max(axis=0, initial=-np.inf))
+        count_scores(np.ascontiguousarray(scores, dtype=np.float32), self._counts, self._highest)
         self._cumulative = None
 
     def weights(self, reference, scores) -> np.ndarray:
@@ -85,7 +82,7 @@ class PooledRanks:
 
 def _bins(scores):
     """Bin of each score: 0 for those that are not positive, which weigh nothing."""
-    return np.ceil(np.clip(scores, 0.0, 1.0) * _BINS).astype(np.int64)
+    return np.ceil(np.clip(scores, 0.0, 1.0).astype(np.float32) * np.float32(_BINS)).astype(np.int64)
 
 
 def best_first(votes, count) -> np.ndarray:

@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from xmipp_accel.errors import ProcessingError
 
 _BATCH = {"cpu": 256, "cuda": 512}
+_AT_ONCE = {"cpu": 1, "cuda": 2}  # batches: while one computes, the other one is read or has its results sorted
 
 
 def sweep(workers, count, visit, report):
@@ -16,7 +17,7 @@ def sweep(workers, count, visit, report):
     Parameters
     ----------
     workers : list
-        Each has its `device`.
+        Each has its `device`; one of a GPU is used by two threads at once.
     count : int
         Number of rows.
     visit : callable
@@ -28,7 +29,8 @@ def sweep(workers, count, visit, report):
     size = _BATCH[workers[0].device.kind]
     batches = [slice(start, min(start + size, count)) for start in range(0, count, size)]
     free: queue.SimpleQueue = queue.SimpleQueue()
-    for worker in workers:
+    lanes = [worker for worker in workers for _ in range(_AT_ONCE[worker.device.kind])]
+    for worker in lanes:
         free.put(worker)
 
     def run(rows):
@@ -39,7 +41,7 @@ def sweep(workers, count, visit, report):
         finally:
             free.put(worker)
 
-    with ThreadPoolExecutor(len(workers)) as pool:
+    with ThreadPoolExecutor(len(lanes)) as pool:
         try:
             for rows, results in zip(batches, pool.map(run, batches)):
                 report(rows.stop - rows.start)

@@ -99,7 +99,7 @@ def polar_search(references, particles, first_ring, trig, n_shifts, candidates, 
     particles : (m, B, Q * K * 2 * LANES) float32 array
         Harmonics of the shifted particles in the order (q, k, real | imaginary, lane), in B blocks of shifts;
         shift s is lane ``s % L`` of block ``s // L`` with ``L = ceil(n_shifts / B)``.
-    first_ring : (Q,) int64 array
+    first_ring : (Q,) int32 array
         First ring that holds harmonic q, a multiple of 4.
     trig : (n_psi / 4 + 1, Q * 2) float32 array
         Cosine and sine of ``q psi_t``.
