@@ -5,7 +5,16 @@ import sys
 import numpy as np
 import pytest
 
-from xmipp_accel.backend import CPU, array_module, fft_module, good_fft_size, resolve_device, to_host
+from xmipp_accel.backend import (
+    CPU,
+    Device,
+    array_module,
+    devices,
+    fft_module,
+    good_fft_size,
+    resolve_device,
+    to_host,
+)
 from xmipp_accel.errors import DeviceError
 
 only_on_a_gpu = pytest.mark.parametrize("device", [pytest.param("cuda", marks=pytest.mark.gpu)], indirect=True)
@@ -99,3 +108,11 @@ def test_a_limit_of_the_pool_counts_as_the_memory(device):
 @pytest.mark.parametrize(("n", "size"), [(0, 2), (1, 2), (2, 2), (11, 12), (13, 14), (1084, 1120), (4092, 4096)])
 def test_good_fft_size(n, size):
     assert good_fft_size(n) == size
+
+
+def test_several_devices(monkeypatch):
+    monkeypatch.setattr(devices, "cuda_status", lambda: (3, ""))
+    assert devices.resolve_devices("cuda:1, cuda:0,cuda:1") == (Device("cuda", 1), Device("cuda", 0))
+    assert devices.resolve_devices("cpu") == (CPU,)
+    with pytest.raises(DeviceError, match="cuda:0 to cuda:2, found 'cuda:3'"):
+        devices.resolve_devices("cuda:0,cuda:3")

@@ -11,7 +11,7 @@ from xmipp_accel.backend.arrays import (
     to_host,
     trim_heap,
 )
-from xmipp_accel.backend.devices import CPU, Device, resolve_device
+from xmipp_accel.backend.devices import CPU, Device, resolve_device, resolve_devices
 from xmipp_accel.backend.kernels import cuda_kernel
 from xmipp_accel.backend.threads import on_all_cores, one_blas_thread
 
@@ -28,6 +28,7 @@ __all__ = [
     "on_all_cores",
     "one_blas_thread",
     "resolve_device",
+    "resolve_devices",
     "solve_positive",
     "to_host",
     "trim_heap",

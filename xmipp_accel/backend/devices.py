@@ -166,3 +166,8 @@ def resolve_device(request: str = "auto") -> Device:
     if index >= count:
         raise DeviceError(f"--device: expected cuda:0 to cuda:{count - 1}, found {request!r}")
     return Device("cuda", index)
+
+
+def resolve_devices(request: str = "auto") -> tuple[Device, ...]:
+    """Turn requests as :func:`resolve_device` takes them, with commas between them, into different devices."""
+    return tuple(dict.fromkeys(resolve_device(part.strip()) for part in request.split(",")))
