@@ -13,7 +13,6 @@ import math
 import numpy as np
 
 from xmipp_accel.backend import array_module, fft_module, to_host
-from xmipp_accel.errors import ParameterError
 from xmipp_accel.particle_alignment.gallery import reference_images
 from xmipp_accel.particle_alignment.poses import apply_poses
 
@@ -36,13 +35,8 @@ class OriginalAligner:
     def __init__(self, references, particles, parameters, device):
         self.device, self.box = device, particles.box
         self.n_references = len(references)
-        self.max_shift = parameters.max_shift / 100.0 * self.box
-        images = reference_images(references, self.box, particles.sampling_rate, device)
-        if images.shape[-1] != self.box:
-            raise ParameterError(
-                f"references: expected images of {self.box} px like the particles, found {images.shape[-1]} px"
-            )
-        self.images = images
+        self.max_shift = parameters.largest_shift(self.box, particles.sampling_rate)
+        self.images = reference_images(references, self.box, particles.sampling_rate, device)
         self.description = dict(
             n_rings=0, n_harmonics=0, n_shifts=0, resolution=2 * particles.sampling_rate, mask_radius=self.box / 2
         )
