@@ -21,7 +21,17 @@ def _help(capsys, *arguments):
     [
         ("movies", ["--max-shift", "[A] (default: 50.0)", "--gain ", "--device"]),
         ("tracks", ["coordinates", "--output", "STAR file"]),
-        ("align", ["--keep-best", "(default: 1)", "[degrees]", "--device", "--compat", "--algorithm xmipp --max-shift 25"]),
+        (
+            "align",
+            [
+                "--keep-best",
+                "(default: 1)",
+                "[degrees]",
+                "--device",
+                "--compat",
+                "--algorithm xmipp --max-shift 25",
+            ],
+        ),
         ("classify", ["--number-of-classes", "--iterations", "--initial-references", "--device"]),
         ("reconstruct", ["--symmetry", "(default: c1)", "--name", "--device"]),
         ("demo", ["--engine-only", "--seed", "--device"]),

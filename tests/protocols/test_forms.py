@@ -38,6 +38,7 @@ ELSEWHERE = {
     "inputParticles",
     "inputReferences",
     "initialClasses",  # tests/protocols/test_particle_protocols.py
+    "createClasses",  # likewise
     "doComputeMicThumbnail",  # tests/protocols/test_movie_protocol.py
     "defectFile",  # likewise
     "fmIntFile",  # likewise, and below

@@ -11,8 +11,8 @@ import numpy as np
 
 from xmipp_accel.backend import to_host
 from xmipp_accel.errors import InputFileError, ParameterError
-from xmipp_accel.io.images import open_stack, read_stack, sampling_rate, stack_shape
-from xmipp_accel.io.particles import Particles, read_particles
+from xmipp_accel.io.images import open_stack, read_stack, sampling_rate, stack_shape, write_stack
+from xmipp_accel.io.particles import Particles, read_particles, write_particles
 from xmipp_accel.io.volumes import read_volume
 from xmipp_accel.numerics.filters import resample_images
 from xmipp_accel.numerics.fsc import soft_sphere
@@ -329,3 +329,41 @@ def reference_images(references, box, sampling_rate, device) -> np.ndarray:
         for samples in _volume_samples(references, grid, 0.47 * box, 3.0, sampling_rate, device)
     ]
     return np.concatenate(images)
+
+
+def write_gallery(folder, references, box, sampling_rate, device) -> Path:
+    """Publish the references as images in the particles' pixels: ``gallery.mrcs`` and ``gallery.xmd``.
+
+    Parameters
+    ----------
+    folder : path
+        Made if absent.
+    references : References
+    box, sampling_rate
+        Of the particles, px and A/px.
+    device : Device
+
+    Returns
+    -------
+    pathlib.Path
+        Of the table; its `class_id` is the reference's number.
+    """
+    folder = Path(folder).resolve()
+    folder.mkdir(parents=True, exist_ok=True)
+    pixel = references.in_pixels_of(box, sampling_rate)
+    with device.activate():
+        write_stack(folder / "gallery.mrcs", reference_images(pixel, box, sampling_rate, device), sampling_rate)
+    table = Particles(
+        stack=[str(folder / "gallery.mrcs")] * len(pixel),
+        index=np.arange(len(pixel)),
+        rot=pixel.rot,
+        tilt=pixel.tilt,
+        psi=pixel.psi,
+        shift_y=pixel.shifts[:, 0],
+        shift_x=pixel.shifts[:, 1],
+        class_id=pixel.labels,
+        sampling_rate=sampling_rate,
+        has_pose=pixel.kind == "projection",
+    )
+    write_particles(folder / "gallery.xmd", table)
+    return folder / "gallery.xmd"
