@@ -65,12 +65,12 @@ def _add_device(parser):
 class _Preset(argparse.Action):
     """An option that sets several others; those after it on the command line overrule it."""
 
-    def __init__(self, *args, presets, **options):
-        super().__init__(*args, choices=tuple(presets), default=argparse.SUPPRESS, **options)
+    def __init__(self, option_strings, dest, presets, **options):
+        super().__init__(option_strings, argparse.SUPPRESS, choices=tuple(presets), **options)
         self._presets = presets
 
-    def __call__(self, parser, namespace, value, option=None):
-        vars(namespace).update(self._presets[value])
+    def __call__(self, parser, namespace, values, option_string=None):
+        vars(namespace).update(self._presets[values])
 
 
 def _add_compat(parser, presets):

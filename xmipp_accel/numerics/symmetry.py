@@ -37,8 +37,8 @@ _GENERATORS = {
 
 
 def _mirror(*normal):
-    normal = np.array(normal, dtype=np.float64)
-    return np.eye(3) - 2 * np.outer(normal, normal) / (normal @ normal)
+    axis = np.array(normal, dtype=np.float64)
+    return np.eye(3) - 2 * np.outer(axis, axis) / (axis @ axis)
 
 
 _MIRROR_X, _MIRROR_Y, _MIRROR_Z, _INVERSION = _mirror(1, 0, 0), _mirror(0, 1, 0), _mirror(0, 0, 1), -np.eye(3)

@@ -13,6 +13,7 @@ import math
 import numpy as np
 
 from xmipp_accel.backend import array_module, fft_module, to_host
+from xmipp_accel.numerics.statistics import usable_rows
 from xmipp_accel.particle_alignment.gallery import reference_images
 from xmipp_accel.particle_alignment.poses import apply_poses
 
@@ -44,12 +45,14 @@ class OriginalAligner:
 
     def align(self, particles, result, rows, allowed=None):
         """Align a batch and store into `result` (PairScores) at `rows`."""
-        images = self.device.asarray(particles.images(), np.float64)
+        images = particles.images()
+        usable = usable_rows(images)
+        images = self.device.asarray(np.where(usable[:, None, None], images, 0), np.float64)
         for number in range(self.n_references):
             reference = self.device.asarray(self.images[number], np.float64)
             score, pose = align_pairs(reference, images, self.max_shift)
-            if allowed is not None:
-                score = np.where(allowed[:, number], score, -np.inf)
+            kept = usable if allowed is None else usable & allowed[:, number]
+            score = np.where(kept, score, -np.inf)
             result.score[rows, number], result.psi[rows, number] = score, pose[:, 0]
             result.shift_x[rows, number], result.shift_y[rows, number] = pose[:, 1], pose[:, 2]
 
