@@ -8,7 +8,7 @@ from tests.shared_data import shared_path
 from xmipp_accel.backend import CPU, to_host
 from xmipp_accel.errors import InputFileError, ParameterError
 from xmipp_accel.io.images import write_stack
-from xmipp_accel.io.particles import Particles
+from xmipp_accel.io.particles import Particles, read_particles
 from xmipp_accel.io.volumes import write_volume
 from xmipp_accel.numerics.rotations import euler_to_matrix, random_matrices, viewing_directions
 from xmipp_accel.numerics.symmetry import point_group, view_symmetry
@@ -19,6 +19,7 @@ from xmipp_accel.particle_alignment.gallery import (
     open_references,
     reference_coefficients,
     reference_images,
+    write_gallery,
 )
 
 
@@ -62,6 +63,23 @@ def test_reference_images_are_projections(volume, points):
     expected = simulated.project(points, euler_to_matrix(references.rot, references.tilt, 0))
     for a, b in zip(images, expected):
         assert np.corrcoef(a.ravel(), b.ravel())[0, 1] > 0.98
+
+
+def test_a_written_gallery_shows_the_references_in_the_particles_pixels(device, volume, points, tmp_path):
+    references = open_references(volume, angular_sampling=60)
+    table = read_particles(write_gallery(tmp_path / "a", references, 32, simulated.SAMPLING, device))
+    np.testing.assert_array_equal(table.class_id, references.labels)
+    np.testing.assert_allclose(table.tilt, references.tilt, atol=1e-5)
+    expected = simulated.project(points, euler_to_matrix(references.rot, references.tilt, 0))
+    for image, view in zip(table.images(), expected):
+        assert np.corrcoef(image.ravel(), view.ravel())[0, 1] > 0.98
+    again = open_references(tmp_path / "a" / "gallery.xmd")
+    assert again.kind == "projection" and len(again) == len(references)
+    two = dataclasses.replace(averages(expected[:2], simulated.SAMPLING), labels=np.array([7, 4]))
+    table = read_particles(write_gallery(tmp_path / "b", two, 40, simulated.SAMPLING, device))
+    np.testing.assert_array_equal(table.class_id, [7, 4])
+    np.testing.assert_allclose(table.images()[:, 4:-4, 4:-4], expected[:2], atol=1e-3)
+    assert open_references(tmp_path / "b" / "gallery.xmd").kind == "2d"
 
 
 def test_gallery_table():
