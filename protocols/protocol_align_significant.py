@@ -11,6 +11,7 @@ from pyworkflow import PROD
 from pyworkflow.protocol import params
 
 from xmipp_accel import convert
+from xmipp_accel.errors import ParameterError
 from xmipp_accel.particle_alignment.parameters import AlignSignificantParameters
 from xmipp_accel.protocols import forms
 from xmipp_accel.protocols.base import ParticleExecution
@@ -161,8 +162,11 @@ class XmippAccelProtAlignSignificant(ParticleExecution, ProtAlign2D):
     def _validate(self):
         errors = forms.parameter_errors(self)
         particles, references = self.inputParticles.get(), self.inputReferences.get()
-        if particles is None or references is None:
-            return errors
+        if particles is not None and not errors:
+            try:
+                self._parameters().largest_shift(particles.getXDim(), particles.getSamplingRate())
+            except ParameterError as error:
+                errors.append(str(error))
         if isinstance(references, SetOfClasses2D) and not references.hasRepresentatives():
             errors.append("The classes have no averages to align to.")
         return errors

@@ -175,6 +175,14 @@ def test_a_value_out_of_range_is_reported_before_the_run(make):
         protocol._parameters()
 
 
+def test_a_shift_beyond_half_the_box_is_reported(make):
+    protocol = make(XmippAccelProtAlignSignificant)
+    assert protocol._validate() == []
+    protocol.maxShift.set(5.0)
+    protocol.maxShiftUnit.set(1)  # px, of 8
+    assert protocol._validate() == ["max_shift: expected at most half the box (4 px), found 5 px"]
+
+
 def test_frames_beyond_the_movie_are_reported(make):
     open("movie.mrcs", "w").close()
     protocol = make(XmippAccelProtMovieAlignment)
