@@ -24,17 +24,18 @@ def golden():
 
 
 def test_poses_are_those_of_the_original_program(device, golden):
-    """For the references that the original chose, its poses come out, and its correlations to 0.005."""
+    """For the references that the original chose, its poses come out, and its correlations to 2e-5."""
     particles, references, original = golden
     images = device.asarray(particles.images(np.arange(12)), np.float64)
     for i in range(12):
         place = int(np.flatnonzero(references.labels == original.class_id[i])[0])
         reference = device.asarray(references.images[place], np.float64)
         merit, pose = align_pairs(reference, images[i : i + 1], 16.0)
-        assert merit[0] == pytest.approx(original.extra["maxCC"][i], abs=5e-3)
+        # In one of them a step of the original, in float32, went to another one of two almost equal maxima.
+        exact = i != 5
+        assert merit[0] == pytest.approx(original.extra["maxCC"][i], abs=2e-5 if exact else 1e-3)
         assert pose[0, 0] == pytest.approx(original.psi[i], abs=1e-3)
-        # In one of them two whole-pixel shifts score alike within float32.
-        assert np.abs(pose[0, 1:] - [original.shift_x[i], original.shift_y[i]]).max() < (0.2 if i == 5 else 1e-3)
+        assert np.abs(pose[0, 1:] - [original.shift_x[i], original.shift_y[i]]).max() < (1e-3 if exact else 0.2)
 
 
 def test_original_and_own_algorithm_choose_alike(golden, tmp_path):
