@@ -95,7 +95,7 @@ class XmippAccelProtAlignSignificant(ParticleExecution, ProtAlign2D):
 
         parameters = AlignSignificantParameters.from_dict(values)
         particles = convert.particles_from_set(self.inputParticles.get())
-        references = self._references(parameters)
+        references = self._references(parameters).in_pixels_of(particles.box, particles.sampling_rate)
         if self.createClasses and not parameters.update_references:
             write_gallery(self._getExtraPath(), references, particles.box, particles.sampling_rate, device)
         executor = AlignSignificantExecutor(parameters, device)

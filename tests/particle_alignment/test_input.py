@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from tests.particle_alignment import simulated
-from xmipp_accel.errors import ParameterError
-from xmipp_accel.io.images import write_stack
+from xmipp_accel.errors import InputFileError, ParameterError
+from xmipp_accel.io.images import write_image, write_stack
 from xmipp_accel.io.particles import Particles, read_particles
 from xmipp_accel.numerics.rotations import euler_to_matrix
 from xmipp_accel.numerics.symmetry import point_group
@@ -79,6 +79,18 @@ def test_averages_in_other_pixels_align_as_the_same_averages_do(tmp_path, algori
     assert simulated.shift_errors(expected, found[1]).max() < (0.05 if algorithm == "polar" else 1.5)
     updated = read_particles(found[0].references_xmd)
     assert updated.box == 32 and updated.sampling_rate == 4.0
+
+
+def test_one_reference_is_enough_and_oblong_particles_are_refused_by_name(tmp_path):
+    particles = simulated.make_particles(tmp_path, POINTS, n=3, snr=20, angles=(np.zeros(3), np.zeros(3)))
+    write_image(tmp_path / "view.mrc", simulated.project(POINTS, np.eye(3)[None])[0], 4.0)
+    result, found = align(particles, tmp_path / "view.mrc", tmp_path / "out")
+    assert result.n_references == 1 and result.kind == "2d"
+    assert simulated.shift_errors(particles, found).max() < 0.2
+    write_stack(tmp_path / "oblong.mrcs", np.random.default_rng(0).normal(size=(3, 32, 30)), 4.0)
+    oblong = Particles(stack=[str(tmp_path / "oblong.mrcs")] * 3, index=np.arange(3), sampling_rate=4.0)
+    with pytest.raises(InputFileError, match=r"oblong.mrcs: expected square images, found images of 32 x 30 px"):
+        align(oblong, tmp_path / "view.mrc", tmp_path / "out")
 
 
 @pytest.mark.parametrize("name", ["td", "c3h"])
