@@ -5,6 +5,8 @@ import sys
 import pytest
 
 from xmipp_accel import __version__, cli
+from xmipp_accel.particle_alignment.parameters import AlignSignificantParameters
+from xmipp_accel.reconstruction.parameters import ReconstructFourierParameters
 
 
 def _help(capsys, *arguments):
@@ -19,7 +21,17 @@ def _help(capsys, *arguments):
     [
         ("movies", ["--max-shift", "[A] (default: 50.0)", "--gain ", "--device"]),
         ("tracks", ["coordinates", "--output", "STAR file"]),
-        ("align", ["--keep-best", "(default: 1)", "[degrees]", "--device"]),
+        (
+            "align",
+            [
+                "--keep-best",
+                "(default: 1)",
+                "[degrees]",
+                "--device",
+                "--compat",
+                "--algorithm xmipp --max-shift 25",
+            ],
+        ),
         ("classify", ["--number-of-classes", "--iterations", "--initial-references", "--device"]),
         ("reconstruct", ["--symmetry", "(default: c1)", "--name", "--device"]),
         ("demo", ["--engine-only", "--seed", "--device"]),
@@ -29,6 +41,23 @@ def test_help_lists_parameters_with_units_and_defaults(capsys, command, parts):
     text = _help(capsys, command)
     for part in parts:
         assert part in text
+
+
+def test_compat_sets_the_parameters_that_reproduce_an_original():
+    """The original Align Significant searches shifts of up to a quarter of the box."""
+    parse = cli.build_parser().parse_args
+    align = ["align", "p.star", "v.mrc", "--output", "o"]
+    read = AlignSignificantParameters.from_arguments
+    assert read(parse(align)) == AlignSignificantParameters()
+    original = AlignSignificantParameters(algorithm="xmipp", max_shift=25.0, max_shift_unit="%")
+    assert read(parse([*align, "--compat", "xmipp"])) == original
+    smaller = read(parse([*align, "--compat", "xmipp", "--max-shift", "4", "--max-shift-unit", "px"]))
+    assert smaller == AlignSignificantParameters(algorithm="xmipp", max_shift=4.0, max_shift_unit="px")
+    reconstruct = ["reconstruct", "p.star", "--output", "o", "--compat"]
+    for name, method in (("xmipp", "xmipp"), ("xmipp-fast", "xmipp_fast")):
+        assert ReconstructFourierParameters.from_arguments(parse([*reconstruct, name])).method == method
+    with pytest.raises(SystemExit):
+        parse([*align, "--compat", "relion"])
 
 
 def test_an_error_is_one_line_that_names_the_file(capsys, tmp_path):

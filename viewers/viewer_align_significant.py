@@ -19,6 +19,7 @@ class XmippAccelAlignSignificantViewer(AccelViewer):
     PICTURES = (
         ("directions", "Projection directions"),
         ("scores", "Correlations and shifts"),
+        ("classes", "Classes of the references"),
         ("references", "Updated references"),
     )
 
@@ -34,6 +35,17 @@ class XmippAccelAlignSignificantViewer(AccelViewer):
         poses = convert.particles_from_set(particles)
         scores = np.array([float(item._xmipp_maxCC) for item in particles.iterItems()])
         return score_figure(scores, np.stack([poses.shift_x, poses.shift_y], axis=1))
+
+    def figure_classes(self):
+        if not self.protocol.hasAttribute("outputClasses"):
+            return "No classes were created in this run."
+        classes = self.protocol.outputClasses
+        sizes = {group.getObjId(): group.getSize() for group in classes.iterItems()}
+        largest = sorted(sizes, key=lambda number: -sizes[number])[:100]
+        averages = convert.references_from_set(classes)
+        place = {int(number): row for row, number in enumerate(averages.class_id)}
+        labels = [f"{number}: {sizes[number]}" for number in largest]
+        return figures.class_montage(averages.images([place[number] for number in largest]), labels)
 
     def figure_references(self):
         if not self.protocol.hasAttribute("outputAverages"):

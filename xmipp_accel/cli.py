@@ -62,6 +62,28 @@ def _add_device(parser):
     )
 
 
+class _Preset(argparse.Action):
+    """An option that sets several others; those after it on the command line overrule it."""
+
+    def __init__(self, option_strings, dest, presets, **options):
+        super().__init__(option_strings, argparse.SUPPRESS, choices=tuple(presets), **options)
+        self._presets = presets
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        vars(namespace).update(self._presets[values])
+
+
+def _add_compat(parser, presets):
+    """Add ``--compat``: each of its values names an original program, and the parameters that reproduce it."""
+    told = "; ".join(
+        f"{name}: "
+        + " ".join(f"--{field.replace('_', '-')} {value}" for field, value in preset.items()).replace("%", "%%")
+        for name, preset in presets.items()
+    )
+    text = f"compute as an original program does, for comparison ({told}; options after it overrule these)"
+    parser.add_argument("--compat", action=_Preset, presets=presets, help=text)
+
+
 def _add_movies(commands):
     parser = _add(commands, "movies", run_movies, "Align movies and write corrected micrographs.")
     parser.add_argument("movies", nargs="+", type=Path, help="movies in MRC, TIFF or EER")
@@ -101,6 +123,7 @@ def _add_align(commands):
     parser.add_argument("particles", type=Path, help="particles in .star or .xmd")
     parser.add_argument("references", type=Path, help="volume, gallery (.doc, .xmd, .star) or 2D averages (.mrcs)")
     _add_common(parser, AlignSignificantParameters)
+    _add_compat(parser, {"xmipp": dict(algorithm="xmipp", max_shift=25.0, max_shift_unit="%")})
 
 
 def _add_classify(commands):
@@ -115,6 +138,7 @@ def _add_reconstruct(commands):
     parser.add_argument("particles", type=Path, help="particles with angles and shifts in .star or .xmd")
     parser.add_argument("--name", default="volume", help="stem of the volumes' names (default: volume)")
     _add_common(parser, ReconstructFourierParameters)
+    _add_compat(parser, {"xmipp": dict(method="xmipp"), "xmipp-fast": dict(method="xmipp_fast")})
 
 
 def _add_demo(commands):

@@ -6,6 +6,7 @@ ALIGN_2D stores ``[F Rz(psi) | s]`` directly, with F the mirror of x; ALIGN_PROJ
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from pathlib import Path
 
@@ -206,13 +207,19 @@ def particles_from_set(images, folder=None) -> Particles:
 
 
 def references_from_set(references) -> Particles:
-    """Read averages, or the averages of 2D classes, into arrays; those with projection directions keep them."""
+    """Read averages, or the averages of 2D classes, into arrays; those with projection directions keep them.
+
+    Their `class_id` is their number in the set.
+    """
     if not isinstance(references, SetOfClasses2D):
-        return particles_from_set(references)
-    places = [group.getRepresentative().getLocation() for group in references.iterItems()]
+        averages = particles_from_set(references)
+        return dataclasses.replace(averages, class_id=averages.item_id)
+    groups = [(group.getObjId(), *group.getRepresentative().getLocation()) for group in references.iterItems()]
+    numbers, indices, names = zip(*groups)
     return Particles(
-        stack=[os.path.abspath(name.split(":")[0]) for _, name in places],
-        index=np.array([max(0, index - 1) for index, _ in places]),
+        stack=[os.path.abspath(name.split(":")[0]) for name in names],
+        index=np.maximum(0, np.array(indices) - 1),
+        class_id=np.array(numbers),
         sampling_rate=float(references.getSamplingRate()),
     )
 
@@ -290,12 +297,13 @@ def aligned_transforms(particles: Particles, kind) -> np.ndarray:
 
 
 def fill_averages(averages, images: Particles):
-    """Append images to an empty `SetOfAverages`; their numbers are those of the references."""
+    """Append images to an empty `SetOfAverages`, with the numbers of their classes if they have some."""
     averages.setSamplingRate(images.sampling_rate)
     averages.setAlignment(ALIGN_NONE)
     for row in range(len(images)):
         item = Particle(location=(int(images.index[row]) + 1, os.path.relpath(images.stack[row])))
-        item.setObjId(int(images.item_id[row]))
+        item.setObjId(int(images.class_id[row] or images.item_id[row]))
+        item.setEnabled(bool(images.enabled[row]))
         averages.append(item)
 
 

@@ -1,7 +1,7 @@
 import numpy as np
 
 from xmipp_accel.backend import to_host
-from xmipp_accel.numerics.statistics import normalise_background
+from xmipp_accel.numerics.statistics import normalise_background, usable_rows
 
 
 def test_background_becomes_standard(device):
@@ -21,3 +21,15 @@ def test_constant_background_only_loses_its_mean():
     images[0, 4, 4] = 9.0
     found = normalise_background(images, 2)
     assert found[0, 0, 0] == 0 and found[0, 4, 4] == 2
+
+
+def test_images_that_are_constant_or_not_finite_are_not_usable(device):
+    images = np.random.default_rng(0).normal(1e4, 1.0, (6, 8, 8)).astype(np.float32)
+    images[1] = 1e4
+    images[2, 3, 3] = np.nan
+    images[3, 0, 0] = -np.inf
+    images[4] = 0
+    images[5] = 1e4 + 1e-3 * images[0] / 1e4  # nothing but rounding
+    found = usable_rows(device.asarray(images))
+    assert isinstance(found, np.ndarray)
+    np.testing.assert_array_equal(found, [True, False, False, False, False, False])

@@ -1,9 +1,11 @@
 import numpy as np
 import pytest
 
+from tests.particle_alignment import simulated
 from tests.particle_alignment.simulated import direction_errors, shift_errors
 from tests.shared_data import shared_path
 from xmipp_accel.backend import to_host
+from xmipp_accel.io.images import write_stack
 from xmipp_accel.io.particles import read_particles
 from xmipp_accel.particle_alignment.compat import align_pairs
 from xmipp_accel.particle_alignment.executor import AlignSignificantExecutor
@@ -22,17 +24,18 @@ def golden():
 
 
 def test_poses_are_those_of_the_original_program(device, golden):
-    """For the references that the original chose, its poses come out, and its correlations to 0.005."""
+    """For the references that the original chose, its poses come out, and its correlations to 2e-5."""
     particles, references, original = golden
     images = device.asarray(particles.images(np.arange(12)), np.float64)
     for i in range(12):
         place = int(np.flatnonzero(references.labels == original.class_id[i])[0])
         reference = device.asarray(references.images[place], np.float64)
         merit, pose = align_pairs(reference, images[i : i + 1], 16.0)
-        assert merit[0] == pytest.approx(original.extra["maxCC"][i], abs=5e-3)
+        # In one of them a step of the original, in float32, went to another one of two almost equal maxima.
+        exact = i != 5
+        assert merit[0] == pytest.approx(original.extra["maxCC"][i], abs=2e-5 if exact else 1e-3)
         assert pose[0, 0] == pytest.approx(original.psi[i], abs=1e-3)
-        # In one of them two whole-pixel shifts score alike within float32.
-        assert np.abs(pose[0, 1:] - [original.shift_x[i], original.shift_y[i]]).max() < (0.2 if i == 5 else 1e-3)
+        assert np.abs(pose[0, 1:] - [original.shift_x[i], original.shift_y[i]]).max() < (1e-3 if exact else 0.2)
 
 
 def test_original_and_own_algorithm_choose_alike(golden, tmp_path):
@@ -55,6 +58,20 @@ def test_own_algorithm_on_the_golden_particles(golden, tmp_path):
     assert np.mean(errors < 10) >= 0.87 and np.mean(errors < 15) >= 0.95
     assert np.median(shift_errors(truth, found)) < 0.3
     assert np.mean(found.class_id == original.class_id[few]) > 0.65
+
+
+def test_unusable_particles_do_not_spoil_the_others(tmp_path):
+    points = simulated.centres(np.random.default_rng(5))
+    particles = simulated.make_particles(tmp_path, points, n=8, snr=20)
+    run = AlignSignificantExecutor(AlignSignificantParameters(algorithm="xmipp", angular_sampling=40))
+    every = read_particles(run.align(particles, tmp_path / "volume.mrc", tmp_path / "out").particles_xmd)
+    images = particles.images()
+    images[2, 5, 5], images[6] = np.nan, 3
+    write_stack(tmp_path / "particles.mrcs", images, simulated.SAMPLING)
+    result = run.align(particles, tmp_path / "volume.mrc", tmp_path / "out")
+    found = read_particles(result.particles_xmd)
+    assert result.n_aligned == 6 and np.isfinite(found.weight).all()
+    np.testing.assert_array_equal(found.class_id, np.delete(every.class_id, [2, 6]))
 
 
 def test_a_turned_image_is_turned_back(device):

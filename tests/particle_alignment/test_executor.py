@@ -16,6 +16,7 @@ from xmipp_accel.particle_alignment.align import PolarAligner
 from xmipp_accel.particle_alignment.executor import AlignSignificantExecutor
 from xmipp_accel.particle_alignment.gallery import open_references
 from xmipp_accel.particle_alignment.parameters import AlignSignificantParameters
+from xmipp_accel.particle_alignment.poses import apply_poses
 
 POINTS = simulated.centres(np.random.default_rng(5))
 
@@ -231,13 +232,21 @@ def test_updated_references(data, align):
         assert np.corrcoef(images[place].ravel(), expected[place].ravel())[0, 1] > 0.6
 
 
-def test_updated_references_are_weighted_means(align):
-    """A reference's average does not depend on how many came before it: each has its own normaliser."""
-    result, found = align(update_references=True, angular_sampling=30)
-    images = read_particles(result.references_xmd).images()
-    used = np.unique(found.class_id) - 1
-    peaks = images[used].max(axis=(1, 2))
-    assert peaks.max() < 3 * peaks.min()
+def test_updated_references_are_weighted_means(data, align):
+    """Each reference has its own normaliser, whatever came before it, and an empty one is disabled."""
+    result, found = align("ctf", update_references=True, angular_sampling=30, keep_best=2)
+    updated = read_particles(result.references_xmd)
+    images = data["ctf"].images(found.extra["imageIndex"].astype(int) - 1)
+    moved = apply_poses(images.astype(np.float64), found.psi, found.shift_x, found.shift_y)
+    for place, average in enumerate(updated.images()):
+        rows = found.class_id == place + 1
+        assert updated.enabled[place] == rows.any()
+        expected = (
+            np.average(moved[rows], axis=0, weights=found.weight[rows]) if rows.any() else np.zeros((32, 32))
+        )
+        np.testing.assert_allclose(average, expected, atol=1e-4 * np.abs(images).max())
+    again = open_references(result.references_xmd)
+    assert len(again) == len(np.unique(found.class_id)) < 42
 
 
 def test_gallery_with_in_plane_angles_and_shifts(data, align, tmp_path):

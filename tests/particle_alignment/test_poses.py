@@ -29,6 +29,16 @@ def test_outside_is_zero():
     got = apply_poses(image, *np.array([[0.0], [3.0], [0.0]]))
     np.testing.assert_allclose(got[0, :, :3], 0)
     np.testing.assert_allclose(got[0, :, 3:], 1)
+    # Xmipp does not interpolate between the outermost pixel and 0.
+    got = apply_poses(image, *np.array([[0.0], [2.25], [-0.5]]))
+    np.testing.assert_allclose(got[0, :7, 3:], 1)
+    assert not got[0, :, :3].any() and not got[0, 7].any()
+
+
+def test_a_quarter_turn_keeps_the_border():
+    image = np.random.default_rng(0).normal(size=(1, 9, 9)).astype(np.float32)
+    turned = apply_poses(image, *np.array([[90.0], [0.0], [0.0]]))
+    np.testing.assert_allclose(turned[0], np.rot90(image[0], -1), atol=1e-5)
 
 
 def test_opposite_view_mirrors_the_image_along_x():

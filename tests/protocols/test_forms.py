@@ -38,6 +38,7 @@ ELSEWHERE = {
     "inputParticles",
     "inputReferences",
     "initialClasses",  # tests/protocols/test_particle_protocols.py
+    "createClasses",  # likewise
     "doComputeMicThumbnail",  # tests/protocols/test_movie_protocol.py
     "defectFile",  # likewise
     "fmIntFile",  # likewise, and below
@@ -172,6 +173,14 @@ def test_a_value_out_of_range_is_reported_before_the_run(make):
     assert forms.parameter_errors(protocol) == ["bin_factor: expected at least 1, found 0.5"]
     with pytest.raises(ParameterError):
         protocol._parameters()
+
+
+def test_a_shift_beyond_half_the_box_is_reported(make):
+    protocol = make(XmippAccelProtAlignSignificant)
+    assert protocol._validate() == []
+    protocol.maxShift.set(5.0)
+    protocol.maxShiftUnit.set(1)  # px, of 8
+    assert protocol._validate() == ["max_shift: expected at most half the box (4 px), found 5 px"]
 
 
 def test_frames_beyond_the_movie_are_reported(make):

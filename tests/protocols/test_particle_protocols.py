@@ -6,8 +6,8 @@ from scipy.ndimage import affine_transform
 
 from tests.protocols.scipion_project import launch, log_of, output_pointer, project  # noqa: F401
 from xmipp_accel import convert
-from xmipp_accel.io.images import write_stack
-from xmipp_accel.io.particles import Particles, write_particles
+from xmipp_accel.io.images import read_stack, write_stack
+from xmipp_accel.io.particles import Particles, read_particles, write_particles
 from xmipp_accel.io.volumes import read_volume, write_volume
 from xmipp_accel.numerics.ctf import ctf_image
 from xmipp_accel.numerics.rotations import euler_to_matrix, matrix_to_euler, random_matrices
@@ -29,10 +29,10 @@ def blobs():
     return rng.uniform(-7, 7, (9, 3)), rng.uniform(0.5, 1.5, 9), rng.uniform(1.2, 2.0, 9)
 
 
-def phantom():
-    axis = np.arange(BOX) - BOX // 2
+def phantom(box=BOX, rate=RATE):
+    axis = (np.arange(box) - box // 2) * (rate / RATE)
     z, y, x = np.meshgrid(axis, axis, axis, indexing="ij")
-    volume = np.zeros((BOX,) * 3)
+    volume = np.zeros((box,) * 3)
     for (px, py, pz), weight, width in zip(*blobs()):
         square = (x - px) ** 2 + (y - py) ** 2 + (z - pz) ** 2
         volume += weight / (np.sqrt(2 * np.pi) * width) ** 3 * np.exp(-square / (2 * width**2))
@@ -202,6 +202,56 @@ def test_particles_are_aligned_to_the_views_of_a_volume(aligned, truth):
     assert all(0 < float(item._xmipp_maxCC) <= 1 for item in output.iterItems())
 
 
+def test_each_particle_is_in_the_class_of_the_view_that_it_shows(aligned):
+    """The class shows the projection of the volume; its particles keep their projection directions."""
+    classes, poses = aligned.outputClasses, convert.particles_from_set(aligned.outputParticles)
+    row_of = {int(number): row for row, number in enumerate(poses.item_id)}
+    gallery = read_particles(aligned._getExtraPath("gallery.xmd"))
+    views = projections(euler_to_matrix(gallery.rot, gallery.tilt, 0), np.zeros((len(gallery), 2)))
+    seen, agreement = 0, []
+    for group in classes.iterItems():
+        members = convert.particles_from_set(group)
+        assert group.hasAlignmentProj() and set(members.class_id) == {group.getObjId()}
+        rows = [row_of[int(number)] for number in members.item_id]
+        np.testing.assert_allclose(members.psi, poses.psi[rows], atol=1e-5)
+        assert np.ptp(members.tilt) < 1e-4 and np.abs(members.tilt[0] - poses.tilt[rows]).max() < 1e-4
+        reference = int(np.flatnonzero(gallery.class_id == group.getObjId())[0])
+        assert gallery.tilt[reference] == pytest.approx(members.tilt[0], abs=1e-3)
+        index, name = group.getRepresentative().getLocation()
+        agreement.append(correlation(read_stack(name, [index - 1])[0], views[reference]))
+        seen += len(members)
+    assert seen == COUNT and classes.getSize() > 30 and min(agreement) > 0.98
+    assert classes.getSamplingRate() == RATE == group.getRepresentative().getSamplingRate()
+
+
+def test_a_subset_of_these_classes_can_be_reconstructed(project, aligned, tmp_path):  # noqa: F811
+    """As *create subset* of the metadata viewer makes it, of all classes but one."""
+    from pwem.protocols import ProtUserSubSet
+
+    sizes = {group.getObjId(): group.getSize() for group in aligned.outputClasses.iterItems()}
+    left_out, *chosen = sizes
+    (tmp_path / "selection.txt").write_text(" ".join(map(str, chosen)))
+    subset = launch(
+        project,
+        ProtUserSubSet,
+        inputObject=output_pointer(aligned, "outputClasses"),
+        sqliteFile=f"{tmp_path / 'selection.txt'},",
+        outputClassName="SetOfParticles",
+    )
+    assert subset.isFinished(), log_of(subset)
+    assert subset.outputParticles.getSize() == COUNT - sizes[left_out]
+    assert subset.outputParticles.hasAlignmentProj()
+    run = launch(
+        project,
+        XmippAccelProtReconstructFourier,
+        inputParticles=output_pointer(subset, "outputParticles"),
+        useHalves=False,
+        **CPU_ONLY,
+    )
+    assert run.isFinished(), log_of(run)
+    assert correlation(read_volume(run.outputVolume.getFileName())[0], phantom()) > 0.85
+
+
 def test_the_poses_that_were_found_give_the_map(project, aligned):  # noqa: F811
     run = launch(
         project,
@@ -267,6 +317,23 @@ def test_particles_are_aligned_to_class_averages(project, imported, classified):
         for item, image in zip(output.iterItems(), members.images())
     ]
     assert np.mean(moved) > 0.5, "the wrong convention gives 0.34"
+    # Each particle is once in a class, which shows the updated reference: their weighted mean.
+    classes = run.outputClasses
+    numbers = [number for group in classes.iterItems() for number in group.getIdSet()]
+    assert len(numbers) == len(set(numbers)) == COUNT
+    updated = dict(zip(convert.particles_from_set(run.outputAverages).item_id, run.outputAverages.iterItems()))
+    assert set(classes.getIdSet()) <= set(updated) == set(classified.outputClasses.getIdSet())
+    for group in classes.iterItems():
+        assert group.hasAlignment2D()
+        images = convert.particles_from_set(group).images()
+        mean = np.mean([placed(item, image) for item, image in zip(group.iterItems(), images)], axis=0)
+        index, name = group.getRepresentative().getLocation()
+        # With two references kept, the average holds more particles than the class.
+        assert correlation(mean, read_stack(name, [index - 1])[0]) > 0.8
+    again = project.newProtocol(XmippAccelProtClassify2D, randomInitialization=False)
+    again.inputParticles.copy(output_pointer(imported, "outputParticles"))
+    again.initialClasses.copy(output_pointer(run, "outputClasses"))
+    assert again.validate() == []
 
 
 def test_a_classification_starts_from_averages(project, imported, classified):  # noqa: F811
@@ -284,16 +351,29 @@ def test_a_classification_starts_from_averages(project, imported, classified):  
     assert run.outputClasses.getSize() <= classified.outputAverages.getSize()
 
 
-def test_inputs_that_do_not_fit_are_refused_before_the_run(project, imported, classified, tmp_path):  # noqa: F811
+def test_a_volume_of_another_size_and_sampling_rate_is_resampled(project, imported, truth, tmp_path):  # noqa: F811
+    """Its file tells another sampling rate than Scipion, which is right."""
     from pwem.protocols import ProtImportVolumes
 
-    write_volume(tmp_path / "small.mrc", np.ones((16, 16, 16), np.float32), 8.0)
-    small = launch(project, ProtImportVolumes, filesPath=str(tmp_path / "small.mrc"), samplingRate=8.0)
-    protocol = project.newProtocol(XmippAccelProtAlignSignificant)
-    protocol.inputParticles.copy(output_pointer(imported, "outputParticles"))
-    protocol.inputReferences.copy(output_pointer(small, "outputVolume"))
-    size, rate = protocol.validate()
-    assert "16 px" in size and "8.000 A/px" in rate
+    write_volume(tmp_path / "finer.mrc", phantom(38, 3.2), 1.0)
+    finer = launch(project, ProtImportVolumes, filesPath=str(tmp_path / "finer.mrc"), samplingRate=3.2)
+    values = dict(angularSampling=12.0, createClasses=False, maxShift=8.0, maxShiftUnit=2, **CPU_ONLY)
+    values["inputParticles"] = output_pointer(imported, "outputParticles")
+    values["inputReferences"] = output_pointer(finer, "outputVolume")
+    run = launch(project, XmippAccelProtAlignSignificant, **values)
+    assert run.isFinished(), log_of(run)
+    size, rate, resampled = run._warnings()
+    assert "38 px" in size and "3.200 A/px" in rate and "resampled" in resampled
+    assert not run.hasAttribute("outputClasses")
+    found = convert.particles_from_set(run.outputParticles)
+    relative = euler_to_matrix(found.rot, found.tilt, found.psi) @ np.swapaxes(truth[0], 1, 2)
+    angles = np.rad2deg(np.arccos(np.clip((np.trace(relative, axis1=1, axis2=2) - 1) / 2, -1, 1)))
+    assert np.median(angles) < 6
+    assert np.hypot(found.shift_x, found.shift_y).max() <= 2.0 + 1e-4  # 8 A
+    assert np.median(np.hypot(found.shift_x - truth[1][:, 0], found.shift_y - truth[1][:, 1])) < 0.5
+
+
+def test_particles_without_directions_are_refused_before_the_run(project, classified):  # noqa: F811
     protocol = project.newProtocol(XmippAccelProtReconstructFourier)
     protocol.inputParticles.copy(output_pointer(classified, "outputAverages"))
     assert "projection directions" in protocol.validate()[0]

@@ -217,6 +217,7 @@ def test_directions_scores_and_shifts_of_aligned_particles_are_drawn(folder):
     assert sum(patch.get_height() for patch in histogram.patches) == 12
     np.testing.assert_allclose(np.sort(plane.lines[0].get_xdata()), np.arange(12), atol=1e-4)
     assert "not updated" in viewer.figure_references()
+    assert "No classes" in viewer.figure_classes()
 
 
 def test_particles_on_2d_references_have_no_directions(folder):
@@ -227,10 +228,8 @@ def test_particles_on_2d_references_have_no_directions(folder):
     drawn(viewer.figure_scores())
 
 
-def test_class_averages_stand_in_the_order_of_their_sizes(folder):
-    protocol = protocols.XmippAccelProtClassify2D()
-    images = particle_set(SetOfParticles, "particles.sqlite", None)
-    protocol.inputParticles.set(images)
+def two_classes(images):
+    """Classes of three particles and of the others, and the images that they show."""
     averages_stack = RNG.normal(size=(2, 8, 8)).astype(np.float32)
     write_stack("classes.mrcs", averages_stack, 2.0)
     classes = SetOfClasses2D(filename="classes.sqlite")
@@ -239,6 +238,23 @@ def test_class_averages_stand_in_the_order_of_their_sizes(folder):
         updateItemCallback=lambda item, _: item.setClassId(1 if item.getObjId() < 4 else 2),
         updateClassCallback=lambda group: group.getRepresentative().setLocation(group.getObjId(), "classes.mrcs"),
     )
+    return classes, averages_stack
+
+
+def test_classes_of_references_stand_in_the_order_of_their_sizes(folder):
+    protocol = protocols.XmippAccelProtAlignSignificant()
+    protocol.outputClasses, shown = two_classes(particle_set(SetOfParticles, "particles.sqlite", None))
+    viewer = opened(viewers.XmippAccelAlignSignificantViewer, protocol, folder)
+    cells = drawn(viewer.figure_classes()).axes
+    assert [cell.get_title() for cell in cells[:2]] == ["2: 9", "1: 3"]
+    np.testing.assert_allclose(cells[0].images[0].get_array(), shown[1])
+
+
+def test_class_averages_stand_in_the_order_of_their_sizes(folder):
+    protocol = protocols.XmippAccelProtClassify2D()
+    images = particle_set(SetOfParticles, "particles.sqlite", None)
+    protocol.inputParticles.set(images)
+    classes, averages_stack = two_classes(images)
     averages = SetOfAverages(filename="averages.sqlite")
     averages.setSamplingRate(2.0)
     averages.setAlignment(ALIGN_NONE)

@@ -77,7 +77,27 @@ def asymmetric_unit(directions, matrices) -> np.ndarray:
     return closeness[:, 0] >= closeness.max(axis=1) - _EDGE_SLACK
 
 
-def projection_directions(step, matrices, min_tilt=0.0, max_tilt=180.0):
+def perturb_directions(directions, deviation, rng):
+    """Displace directions at random.
+
+    Parameters
+    ----------
+    directions : (n, 3) array
+        Unit vectors.
+    deviation : float
+        Standard deviation of the displacement along each of the two ways to go, degrees.
+    rng : numpy.random.Generator
+
+    Returns
+    -------
+    (n, 3) float64 array
+        Unit vectors.
+    """
+    moved = directions + np.deg2rad(deviation) * rng.standard_normal(np.shape(directions))
+    return moved / np.linalg.norm(moved, axis=1, keepdims=True)
+
+
+def projection_directions(step, matrices, min_tilt=0.0, max_tilt=180.0, perturb=0.0, seed=0):
     """Directions of a gallery: the geodesic grid, one of each orbit, within tilt limits.
 
     An orbit is left out only if none of its members lies within the limits; otherwise a member that does stands
@@ -88,8 +108,11 @@ def projection_directions(step, matrices, min_tilt=0.0, max_tilt=180.0):
     step : float
         Degrees.
     matrices : (g, 3, 3) array_like
+        Rotations between directions of equal projections (`numerics.symmetry.view_symmetry`).
     min_tilt, max_tilt : float
         Degrees, inclusive.
+    perturb, seed
+        As for `perturb_directions`; 0 leaves the grid as it is. The limits are those of the perturbed directions.
 
     Returns
     -------
@@ -98,6 +121,8 @@ def projection_directions(step, matrices, min_tilt=0.0, max_tilt=180.0):
     """
     matrices = np.asarray(matrices, dtype=np.float64)
     directions = geodesic_directions(step)
+    if perturb:
+        directions = perturb_directions(directions, perturb, np.random.default_rng(seed))
     directions = directions[asymmetric_unit(directions, matrices)]
     copies = np.einsum("gij,nj->ngi", matrices, directions)
     tilts = np.rad2deg(np.arccos(np.clip(copies[..., 2], -1.0, 1.0)))

@@ -17,6 +17,7 @@ from xmipp_accel.backend import array_module, fft_module, good_fft_size, to_host
 from xmipp_accel.errors import ParameterError
 from xmipp_accel.numerics.ctf import ctf_at, ctf_image
 from xmipp_accel.numerics.filters import fourier_resize
+from xmipp_accel.numerics.statistics import usable_rows
 from xmipp_accel.particle_alignment import polar
 from xmipp_accel.particle_alignment.comparison import EDGE, choose_comparison
 from xmipp_accel.particle_alignment.gallery import reference_coefficients
@@ -184,9 +185,7 @@ class PolarAligner:
 
     def _samples(self, particles):
         images = self.device.asarray(particles.images(), np.float32)
-        low, high = to_host(images.min(axis=(1, 2))), to_host(images.max(axis=(1, 2)))
-        useful = np.isfinite(low) & np.isfinite(high)
-        useful &= high - low > 1e-6 * np.maximum(np.abs(low), np.abs(high))
+        useful = usable_rows(images)
         if not useful.all():
             images[self.device.asarray(~useful)] = 0
         gain = None
@@ -229,9 +228,9 @@ class PolarComparison:
     Attributes
     ----------
     score : (m, R) float32 NumPy array
-        Correlations on the inner rings; -inf for excluded pairs.
+        Correlations on the inner rings; -inf for excluded pairs and for images that cannot be used.
     useful : (m,) bool NumPy array
-        False for images that are constant or not finite, which correlate with nothing.
+        False for images that are constant or not finite.
     """
 
     def __init__(self, aligner, samples, allowed=None):
@@ -253,6 +252,7 @@ class PolarComparison:
             self._shift = np.where(self._mirrored, shift[:, n_references:], self._shift)
         # Where nothing was compared, -inf must stay although the factor may be 0.
         self.score = np.where(np.isfinite(self.score), self.score, 0) * scale
+        self.score[~self.useful] = -np.inf
         if allowed is not None:
             self.score[~allowed] = -np.inf
 

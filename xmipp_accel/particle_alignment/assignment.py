@@ -11,7 +11,7 @@ from xmipp_accel.errors import ParameterError
 from xmipp_accel.io.images import write_stack
 from xmipp_accel.io.particles import Particles, write_particles
 from xmipp_accel.numerics.rotations import viewing_directions
-from xmipp_accel.numerics.symmetry import symmetry_matrices
+from xmipp_accel.numerics.symmetry import view_symmetry
 from xmipp_accel.particle_alignment.poses import apply_poses, opposite_view
 from xmipp_accel.particle_alignment.significance import (
     PooledRanks,
@@ -203,7 +203,7 @@ def _rows(chosen, ranks, references, particles) -> Rows:
 def _neighbours(references, parameters):
     if references.kind == "2d":
         return [np.array([place]) for place in range(len(references))]
-    group = symmetry_matrices(parameters.symmetry) if parameters.symmetric_neighbours else None
+    group = view_symmetry(parameters.symmetry) if parameters.symmetric_neighbours else None
     return neighbourhoods(viewing_directions(references.rot, references.tilt), parameters.angular_distance, group)
 
 
@@ -257,6 +257,7 @@ def write_updated_references(folder, rows, references, device):
         psi=references.psi,
         weight=total,
         class_id=references.labels,
+        enabled=total > 0,
         sampling_rate=table.sampling_rate,
         has_pose=references.kind == "projection",
         extra=dict(classCount=count),

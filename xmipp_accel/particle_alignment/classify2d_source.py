@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from xmipp_accel.errors import ParameterError, ProcessingError
+from xmipp_accel.numerics.statistics import usable_rows
 from xmipp_accel.particle_alignment.classify2d_model import (
     PreparedParticles,
     background_power,
@@ -72,13 +73,9 @@ class ParticleSource:
         return min(rings, half)
 
     def _usable(self) -> np.ndarray:
-        """Rows of the images that are finite and not constant."""
-        flags = []
-        for rows in self.chunks(np.arange(len(self.particles))):
-            images = self.particles.images(rows)
-            low, high = images.min(axis=(1, 2)), images.max(axis=(1, 2))
-            flags.append(np.isfinite(low) & np.isfinite(high) & (high > low))
-        return np.flatnonzero(np.concatenate(flags))
+        """Rows of the images that can be compared."""
+        chunks = self.chunks(np.arange(len(self.particles)))
+        return np.flatnonzero(np.concatenate([usable_rows(self.particles.images(rows)) for rows in chunks]))
 
     def _noise(self, rows) -> np.ndarray:
         total = np.zeros(self.grid.n_rings)

@@ -62,14 +62,14 @@ def choose_comparison(references, box, sampling_rate, parameters) -> Comparison:
     ParameterError
         The mask does not fit in the box, or the resolution is beyond Nyquist or needs the sampling rate.
     """
-    radius = parameters.mask_radius or content_radius(references) * box * _box_share(
-        references, box, sampling_rate
-    )
+    scale = references.relative_scale(box, sampling_rate)
+    radius = parameters.mask_radius or content_radius(references) * box * scale
     radius = radius if parameters.mask_radius else min(radius, 0.45 * box)
     if radius > box / 2:
         raise ParameterError(f"mask_radius: expected at most half the box ({box / 2:g} px), found {radius:g}")
     rings = _number_of_rings(box, sampling_rate, parameters.max_resolution)
-    max_shift = parameters.max_shift / 100.0 * box
+    rings = max(1, min(rings, int(references.box // 2 / scale)))  # the references hold nothing beyond
+    max_shift = parameters.largest_shift(box, sampling_rate)
     grid = polar.polar_grid(box, rings, radius + EDGE / 2, max_shift)
     inner = min(rings, _COARSE_RINGS)
     harmonics = polar.polar_grid(box, inner, radius + EDGE / 2).n_harmonics
@@ -85,11 +85,6 @@ def choose_comparison(references, box, sampling_rate, parameters) -> Comparison:
         offsets=offsets,
         resolution=box * sampling_rate / rings if sampling_rate else 0.0,
     )
-
-
-def _box_share(references, box, sampling_rate):
-    """Side of the references' field of view in boxes of the particles."""
-    return references.relative_scale(box, sampling_rate) if references.volume is not None else 1.0
 
 
 def _number_of_rings(box, sampling_rate, max_resolution):

@@ -14,7 +14,7 @@ import math
 import numpy as np
 
 from xmipp_accel.backend import array_module, fft_module, to_host
-from xmipp_accel.errors import ParameterError
+from xmipp_accel.numerics.statistics import usable_rows
 from xmipp_accel.particle_alignment.align import Poses
 from xmipp_accel.particle_alignment.gallery import reference_images
 from xmipp_accel.particle_alignment.poses import apply_poses
@@ -38,13 +38,8 @@ class OriginalAligner:
     def __init__(self, references, particles, parameters, device):
         self.device, self.box = device, particles.box
         self.n_references = len(references)
-        self.max_shift = parameters.max_shift / 100.0 * self.box
-        images = reference_images(references, self.box, particles.sampling_rate, device)
-        if images.shape[-1] != self.box:
-            raise ParameterError(
-                f"references: expected images of {self.box} px like the particles, found {images.shape[-1]} px"
-            )
-        self.images = images
+        self.max_shift = parameters.largest_shift(self.box, particles.sampling_rate)
+        self.images = reference_images(references, self.box, particles.sampling_rate, device)
         self.description = dict(
             n_rings=0, n_harmonics=0, n_shifts=0, resolution=2 * particles.sampling_rate, mask_radius=self.box / 2
         )
@@ -52,11 +47,12 @@ class OriginalAligner:
 
     def compare(self, particles, allowed=None) -> OriginalComparison:
         """Align a batch with every reference, where `allowed` (m, R) does not exclude it."""
-        images = self.device.asarray(particles.images(), np.float64)
-        useful = to_host(np.isfinite(images).all(axis=(1, 2)) & (images.std(axis=(1, 2)) > 0))
-        images[self.device.asarray(~useful)] = 0
+        images = particles.images()
+        useful = usable_rows(images)
+        images = self.device.asarray(np.where(useful[:, None, None], images, 0), np.float64)
         scores, poses = zip(*(self._align(number, images) for number in range(self.n_references)))
         score, pose = np.stack(scores, axis=1).astype(np.float32), np.stack(poses, axis=1)
+        score[~useful] = -np.inf
         if allowed is not None:
             score[~allowed] = -np.inf
         return OriginalComparison(score, pose, useful)

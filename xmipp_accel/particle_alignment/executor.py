@@ -136,9 +136,7 @@ class AlignSignificantExecutor:
             raise ParameterError("particles: expected at least one, found none")
         chosen = self.parameters
         if not isinstance(references, References):
-            references = open_references(
-                references, chosen.symmetry, chosen.angular_sampling, chosen.min_tilt, chosen.max_tilt
-            )
+            references = open_references(references, **chosen.gallery())
         folder = Path(output_folder).resolve()
         folder.mkdir(parents=True, exist_ok=True)
         make = PolarAligner if chosen.algorithm == "polar" else OriginalAligner

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 from xmipp_accel.errors import ParameterError
 from xmipp_accel.numerics.symmetry import normalize_symmetry
@@ -13,7 +14,11 @@ from xmipp_accel.parameters import Parameters, parameter
 class AlignSignificantParameters(Parameters):
     """Parameters of `xmipp_accel.particle_alignment.executor.AlignSignificantExecutor`."""
 
-    symmetry: str = parameter("c1", "Point group of the volume: c1, cn, dn, t, o, i1, i2, i3 or i4.")
+    symmetry: str = parameter(
+        "c1",
+        "Point group of the volume: c1, cn, dn, t, o, i1 to i4, or one with mirrors: ci, cs, cnv, cnh, sn, dnv, "
+        "dnh, td, th, oh, i1h to i4h.",
+    )
     angular_sampling: float = parameter(
         5.0,
         "Distance between neighbouring projection directions of a volume.",
@@ -23,6 +28,15 @@ class AlignSignificantParameters(Parameters):
     )
     min_tilt: float = parameter(0.0, "Smallest tilt of a reference.", unit="degrees", minimum=0.0, maximum=180.0)
     max_tilt: float = parameter(180.0, "Largest tilt of a reference.", unit="degrees", minimum=0.0, maximum=180.0)
+    perturb: float = parameter(
+        0.0,
+        "Standard deviation of random displacements of a volume's projection directions.",
+        unit="degrees",
+        minimum=0.0,
+        maximum=20.0,
+        advanced=True,
+    )
+    seed: int = parameter(0, "Seed of the random displacements.", minimum=0, advanced=True)
     keep_best: int = parameter(1, "How many references each particle is assigned to.", minimum=1)
     angular_distance: float = parameter(
         10.0,
@@ -36,11 +50,10 @@ class AlignSignificantParameters(Parameters):
     )
     use_weight: bool = parameter(False, "Rank the references of a particle by weight instead of by correlation.")
     max_shift: float = parameter(
-        10.0,
-        "Largest shift that is searched, as a share of the box.",
-        unit="% of the box",
-        minimum=0.0,
-        maximum=50.0,
+        10.0, "Largest shift that is searched, at most half the box, in the unit below.", minimum=0.0
+    )
+    max_shift_unit: str = parameter(
+        "%", "Unit of the largest shift: % of the box, pixels of the particles, or A.", choices=("%", "px", "A")
     )
     max_resolution: float = parameter(
         0.0,
@@ -78,8 +91,30 @@ class AlignSignificantParameters(Parameters):
 
     def __post_init__(self):
         super().__post_init__()
-        normalize_symmetry(self.symmetry)
+        normalize_symmetry(self.symmetry, mirrors=True)
         if self.min_tilt > self.max_tilt:
             raise ParameterError(
                 f"min_tilt: expected at most max_tilt ({self.max_tilt:g}), found {self.min_tilt:g}"
             )
+
+    def largest_shift(self, box, sampling_rate) -> float:
+        """Largest shift in px for particles of `box` px and `sampling_rate` A/px, 0 if that is unknown.
+
+        Raises
+        ------
+        ParameterError
+            It is more than half the box, or in A without a sampling rate.
+        """
+        if self.max_shift_unit == "A" and not sampling_rate:
+            raise ParameterError(
+                "max_shift: expected % or px, as the particles' sampling rate is unknown, found A"
+            )
+        pixels = {"%": box / 100, "px": 1.0, "A": 1 / (sampling_rate or 1.0)}[self.max_shift_unit] * self.max_shift
+        if pixels > box / 2:
+            raise ParameterError(f"max_shift: expected at most half the box ({box / 2:g} px), found {pixels:g} px")
+        return pixels
+
+    def gallery(self) -> dict[str, Any]:
+        """Arguments of `gallery.open_references` that choose the projections of a volume."""
+        names = ("symmetry", "angular_sampling", "min_tilt", "max_tilt", "perturb", "seed")
+        return {name: getattr(self, name) for name in names}

@@ -14,6 +14,8 @@ import numpy as np
 from xmipp_accel.backend import array_module
 from xmipp_accel.numerics.rotations import euler_to_matrix, matrix_to_euler
 
+_ROUNDING = 1e-4  # px
+
 
 def align2d_matrix(psi, shift_x, shift_y, flip=False) -> np.ndarray:
     """Scipion's ALIGN_2D transform of a pose: (4, 4) float64, from particle to reference.
@@ -53,7 +55,9 @@ def opposite_view(rot, tilt, psi):
 
 
 def apply_poses(images, psi, shift_x, shift_y, flip=None):
-    """Bring particles onto their references by linear interpolation; what lies outside the image is 0.
+    """Bring particles onto their references by linear interpolation.
+
+    As in Xmipp, what comes from beyond the centres of the outermost pixels is 0.
 
     Parameters
     ----------
@@ -76,6 +80,9 @@ def apply_poses(images, psi, shift_x, shift_y, flip=None):
     y, x = axis[:, None], axis[None, :]
     source_x = sign * (cosine * x + sine * y - column[1]) + box // 2
     source_y = cosine * y - sine * x - column[2] + box // 2
+    last = box - 1
+    inside = abs(source_x - last / 2) <= last / 2 + _ROUNDING
+    inside &= abs(source_y - last / 2) <= last / 2 + _ROUNDING
     left, top = xp.floor(source_x), xp.floor(source_y)
     part_x, part_y = source_x - left, source_y - top
     left, top = left.astype(np.int64), top.astype(np.int64)
@@ -83,8 +90,6 @@ def apply_poses(images, psi, shift_x, shift_y, flip=None):
     number = xp.arange(n)[:, None, None]
     for dy, weight_y in ((0, 1 - part_y), (1, part_y)):
         for dx, weight_x in ((0, 1 - part_x), (1, part_x)):
-            row, column_ = top + dy, left + dx
-            inside = (row >= 0) & (row < box) & (column_ >= 0) & (column_ < box)
-            values = images[number, xp.clip(row, 0, box - 1), xp.clip(column_, 0, box - 1)]
-            result += xp.where(inside, values * weight_y * weight_x, 0).astype(real)
-    return result
+            values = images[number, xp.clip(top + dy, 0, last), xp.clip(left + dx, 0, last)]
+            result += (values * weight_y * weight_x).astype(real)
+    return xp.where(inside, result, 0).astype(real)
