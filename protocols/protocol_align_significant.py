@@ -58,6 +58,7 @@ class XmippAccelProtAlignSignificant(ParticleExecution, ProtAlign2D):
     _label = "align significant"
     _devStatus = PROD
     _resultFile = "aligned.json"
+    _mostDevices = None
     _possibleOutputs = {
         "outputParticles": SetOfParticles,
         "outputClasses": SetOfClasses2D,
@@ -89,7 +90,7 @@ class XmippAccelProtAlignSignificant(ParticleExecution, ProtAlign2D):
         forms.add_hardware(form)
 
     # ------------------------------------------------------------------------------------------------- steps
-    def _compute(self, values, device):
+    def _compute(self, values, *devices):
         from xmipp_accel.particle_alignment.executor import AlignSignificantExecutor
         from xmipp_accel.particle_alignment.gallery import write_gallery
 
@@ -97,8 +98,8 @@ class XmippAccelProtAlignSignificant(ParticleExecution, ProtAlign2D):
         particles = convert.particles_from_set(self.inputParticles.get())
         references = self._references(parameters).in_pixels_of(particles.box, particles.sampling_rate)
         if self.createClasses and not parameters.update_references:
-            write_gallery(self._getExtraPath(), references, particles.box, particles.sampling_rate, device)
-        executor = AlignSignificantExecutor(parameters, device)
+            write_gallery(self._getExtraPath(), references, particles.box, particles.sampling_rate, devices[0])
+        executor = AlignSignificantExecutor(parameters, *devices)
         progress = forms.progress_log(self, "Particles aligned")
         return executor.align(particles, references, self._getExtraPath(), progress=progress)
 

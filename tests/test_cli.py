@@ -5,8 +5,10 @@ import sys
 import pytest
 
 from xmipp_accel import __version__, cli
+from xmipp_accel.errors import ParameterError
 from xmipp_accel.particle_alignment.parameters import AlignSignificantParameters
 from xmipp_accel.reconstruction.parameters import ReconstructFourierParameters
+from xmipp_accel.simulate.particles import simulate_particles
 
 
 def _help(capsys, *arguments):
@@ -115,3 +117,24 @@ def test_movies_reports_each_movie_and_goes_on_after_a_bad_one(capsys, tmp_path)
     assert "1 of 2 movies aligned" in shown.out
     assert (tmp_path / "out" / "good.json").exists()
     assert not list((tmp_path / "out").glob("cut*"))
+
+
+def test_alignment_takes_several_devices(monkeypatch, tmp_path):
+    from xmipp_accel.backend import devices
+    from xmipp_accel.particle_alignment import executor
+
+    simulate_particles(tmp_path, 4, 16, 6.0, 1.0)
+    taken = []
+
+    class Executor:
+        def __init__(self, parameters, *chosen):
+            taken.extend(map(str, chosen))
+
+        def align(self, *arguments, **options):
+            raise ParameterError("enough")
+
+    monkeypatch.setattr(executor, "AlignSignificantExecutor", Executor)
+    monkeypatch.setattr(devices, "cuda_status", lambda: (2, ""))
+    command = ["align", str(tmp_path / "particles.star"), "volume.mrc", "--output", str(tmp_path / "out")]
+    assert cli.main([*command, "--device", "cuda:1,cuda:0"]) == 1
+    assert taken == ["cuda:1", "cuda:0"]

@@ -8,12 +8,14 @@ import sys
 from pathlib import Path
 
 from xmipp_accel import __version__
-from xmipp_accel.backend import resolve_device
+from xmipp_accel.backend import resolve_device, resolve_devices
 from xmipp_accel.errors import XmippAccelError
 from xmipp_accel.movie_alignment.parameters import MovieAlignmentParameters
 from xmipp_accel.particle_alignment.classify2d_parameters import Classify2DParameters
 from xmipp_accel.particle_alignment.parameters import AlignSignificantParameters
 from xmipp_accel.reconstruction.parameters import ReconstructFourierParameters
+
+SEVERAL_DEVICES = ", or several such as cuda:0,cuda:1"
 
 
 def main(arguments=None) -> int:
@@ -50,15 +52,15 @@ def _add(commands, name, run, text):
     return parser
 
 
-def _add_common(parser, parameters):
+def _add_common(parser, parameters, more_devices=""):
     parser.add_argument("--output", required=True, type=Path, help="folder for the results, made if absent")
-    _add_device(parser)
+    _add_device(parser, more_devices)
     parameters.add_arguments(parser.add_argument_group("parameters"))
 
 
-def _add_device(parser):
+def _add_device(parser, more=""):
     parser.add_argument(
-        "--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto, a GPU if there is one)"
+        "--device", default="auto", help=f"auto, cpu, cuda or cuda:N{more} (default: auto, a GPU if there is one)"
     )
 
 
@@ -122,7 +124,7 @@ def _add_align(commands):
     parser = _add(commands, "align", run_align, "Align particles to references by an exhaustive search.")
     parser.add_argument("particles", type=Path, help="particles in .star or .xmd")
     parser.add_argument("references", type=Path, help="volume, gallery (.doc, .xmd, .star) or 2D averages (.mrcs)")
-    _add_common(parser, AlignSignificantParameters)
+    _add_common(parser, AlignSignificantParameters, SEVERAL_DEVICES)
     _add_compat(parser, {"xmipp": dict(algorithm="xmipp", max_shift=25.0, max_shift_unit="%")})
 
 
@@ -197,7 +199,7 @@ def run_align(options) -> int:
     from xmipp_accel.particle_alignment.executor import AlignSignificantExecutor
 
     executor = AlignSignificantExecutor(
-        AlignSignificantParameters.from_arguments(options), resolve_device(options.device)
+        AlignSignificantParameters.from_arguments(options), *resolve_devices(options.device)
     )
     particles = read_particles(options.particles)
     with _Progress("particles") as progress:
