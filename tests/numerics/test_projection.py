@@ -28,13 +28,6 @@ def test_samples_against_the_definition(device, box):
     np.testing.assert_allclose(got, expected, atol=1e-4 * abs(expected).max())
 
 
-def test_array_form_equals_the_kernel():
-    rng = np.random.default_rng(1)
-    spectrum = VolumeSpectrum(phantom(16, rng), 8)
-    points = rng.uniform(-4, 4, (50, 3)).astype(np.float32)
-    np.testing.assert_allclose(spectrum._gather(points * 2), spectrum.sample(points), rtol=1e-3, atol=1e-3)
-
-
 def test_a_slice_is_the_transform_of_the_projection():
     """Along z the projection is a plain sum; a quarter turn about z turns it."""
     box = 20

@@ -118,13 +118,19 @@ class Particles:
         Each stack is opened once. Stacks of another image size than the first particle's are an `InputFileError`.
         """
         rows = np.arange(len(self)) if indices is None else np.atleast_1d(np.asarray(indices, dtype=np.int64))
+        groups = _group([self.stack[row] for row in rows])
+        if len(groups) == 1:
+            return self._read(*groups, rows)
         result = np.empty((len(rows), self.box, self.box), np.float32)
-        for path, places in _group([self.stack[row] for row in rows]).items():
-            images = read_stack(path, self.index[rows[places]])
-            if images.shape[1:] != result.shape[1:]:
-                raise InputFileError(path, _size(result.shape[1:]), _size(images.shape[1:]))
-            result[places] = images
+        for path, places in groups.items():
+            result[places] = self._read(path, rows[places])
         return result
+
+    def _read(self, path, rows):
+        images, shape = read_stack(path, self.index[rows]), (self.box, self.box)
+        if images.shape[1:] != shape:
+            raise InputFileError(path, _size(shape), _size(images.shape[1:]))
+        return images
 
     @property
     def box(self) -> int:

@@ -12,11 +12,12 @@ import math
 import numpy as np
 from scipy.special import i0
 
-from xmipp_accel.backend import array_module
+from xmipp_accel.backend import array_module, cuda_kernel
 from xmipp_accel.kernels.cpu.fourier_sample import fourier_sample
 
 _OVERSAMPLING = 2
 _TABLE = 4096
+_THREADS = 128
 
 
 class VolumeSpectrum:
@@ -74,32 +75,17 @@ class VolumeSpectrum:
         if xp is np:
             values = fourier_sample(self.spectrum, flat, self._weights, self.width)
         else:
-            values = self._gather(flat)
+            values = self._sample_on_device(flat)
         return values.reshape(points.shape[:-1])
 
-    def _gather(self, points):
-        """Array form of the kernel: one pass for each of the taps."""
-        xp = array_module(points)
-        first = xp.floor(points).astype(np.int64) - self.width // 2 + 1
-        scale = np.float32(_TABLE / (self.width / 2))
-        windows = []
-        for tap in range(self.width):
-            distance = abs(points - (first + tap).astype(np.float32)) * scale
-            index = distance.astype(np.int64)
-            part = distance - index.astype(np.float32)
-            windows.append(self._weights[index] * (1 - part) + self._weights[index + 1] * part)
-        size = len(self.spectrum)
-        origin = (
-            ((first[:, 2] + self._reach) * size + first[:, 1] + self._reach) * size + first[:, 0] + self._reach
-        )
-        flat = self.spectrum.ravel()
-        total = xp.zeros(len(points), dtype=np.complex64)
-        for i in range(self.width):
-            for j in range(self.width):
-                factor = windows[i][:, 2] * windows[j][:, 1]
-                for k in range(self.width):
-                    total += flat[origin + (i * size + j) * size + k] * (factor * windows[k][:, 0])
-        return total
+    def _sample_on_device(self, points):
+        result = array_module(points).empty(len(points), dtype=np.complex64)
+        kernel = cuda_kernel("fourier_sample", f"fourier_sample<{self.width}>")
+        sizes = np.int32(len(self.spectrum)), np.int32(len(points)), np.int32(_TABLE)
+        blocks = (max(1, math.ceil(len(points) / _THREADS)),)
+        arguments = self.spectrum, sizes[0], points, sizes[1], self._weights, sizes[2], result
+        kernel(blocks, (_THREADS,), arguments)
+        return result
 
     def slices(self, matrices, frequencies):
         """Central slices, the transforms of projections.

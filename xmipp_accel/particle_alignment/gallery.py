@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import math
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ _NEGLIGIBLE = 0.1  # px, of what a sampling rate is off over the whole box
 # Projections are thick in the middle: the same radius holds more of their energy than of the volume's.
 _VOLUME_ENERGY, _IMAGE_ENERGY = 0.98, 0.995
 _CHUNK_BYTES = 128 << 20
+_PROFILE_BOX = 96
 
 logger = logging.getLogger(__name__)
 
@@ -253,10 +255,13 @@ def _within_tilts(references, min_tilt, max_tilt):
 def content_radius(references) -> float:
     """Radius that holds nearly all of the references' squared values, as a share of the box, from 0.2 to 0.45."""
     box = references.box
-    squares = np.linspace(-(box // 2), box - 1 - box // 2, box) ** 2
+    axis = np.arange(box) - box // 2
+    squares = axis.astype(np.float64) ** 2
     if references.images is None:
+        some = np.flatnonzero(axis % math.ceil(box / _PROFILE_BOX) == 0)  # of a large volume, they tell as much
+        squares = squares[some]
         radius = np.sqrt(squares[:, None, None] + squares[:, None] + squares)
-        values, share = references.volume, _VOLUME_ENERGY
+        values, share = references.volume[np.ix_(some, some, some)], _VOLUME_ENERGY
     else:
         radius = np.sqrt(squares[:, None] + squares)
         values, share = references.images.std(axis=0) + np.abs(references.images.mean(axis=0)), _IMAGE_ENERGY
@@ -298,10 +303,10 @@ def _chunks(count, grid, bytes_per_sample):
 def _volume_samples(references, grid, mask_radius, edge, sampling_rate, device):
     scale = references.relative_scale(grid.box, sampling_rate)
     pixels = references.box / (grid.box * scale)
-    ball = soft_sphere(references.box, (mask_radius - edge / 2) * pixels, edge * pixels)
+    ball = soft_sphere(references.box, (mask_radius - edge / 2) * pixels, edge * pixels, device.xp)
     # Beyond its Nyquist frequency the volume tells nothing: these rings stay 0.
     rings = int(np.count_nonzero(grid.radii * scale <= references.box / 2))
-    spectrum = VolumeSpectrum(device.asarray(references.volume * ball, np.float32), rings * scale)
+    spectrum = VolumeSpectrum(device.asarray(references.volume, np.float32) * ball, rings * scale)
     matrices = euler_to_matrix(references.rot, references.tilt, references.psi)
     for part in _chunks(len(references), grid, 64):
         samples = device.xp.zeros((len(matrices[part]), *grid.frequencies.shape[1:]), dtype=np.complex64)
