@@ -242,8 +242,12 @@ def shift_phases(grid, shifts, xp=np):
     base = xp.exp(1j * (ky * shifts[..., 0, :] + kx * shifts[..., 1, :])).astype(np.complex64)
     phases = xp.empty(base.shape[:-1] + (grid.n_rings, base.shape[-1]), dtype=np.complex64)
     phases[..., 0, :] = base
-    for ring in range(1, grid.n_rings):  # the radii are 1..K, so the phases are powers of the first ring's
-        xp.multiply(phases[..., ring - 1, :], base, out=phases[..., ring, :])
+    known = 1
+    while known < grid.n_rings:  # the radii are 1..K, so the phases are powers of the first ring's
+        more = min(known, grid.n_rings - known)
+        last = phases[..., known - 1 : known, :]
+        phases[..., known : known + more, :] = phases[..., :more, :] * last
+        known += more
     return phases
 
 
