@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import numpy as np
 
@@ -22,7 +23,8 @@ from xmipp_accel.particle_alignment.significance import (
 )
 from xmipp_accel.particle_alignment.sweep import sweep
 
-_CANDIDATES = 128  # references a particle that are compared finely
+# References of a particle that are compared finely, at least: a number, and a share of a dense gallery.
+_CANDIDATES, _CANDIDATE_SHARE = 128, 0.075
 _REFINED = 4  # of them polished beyond those kept
 _BATCH = 512
 
@@ -142,7 +144,8 @@ def _choose(compared, votes, parameters, independent) -> _Chosen:
     """The references of the particles of one batch."""
     n_references = votes.shape[1]
     keep = min(parameters.keep_best, n_references)
-    candidates = best_first(votes, min(n_references, max(_CANDIDATES, 2 * keep)))
+    count = max(_CANDIDATES, math.ceil(_CANDIDATE_SHARE * n_references), 2 * keep)
+    candidates = best_first(votes, min(n_references, count))
     poses = compared.poses(candidates)
     if not parameters.use_weight:
         candidates, poses = _sorted(candidates, poses)
