@@ -6,9 +6,11 @@ import numba
 import numpy as np
 
 
-@numba.njit(parallel=True, cache=True)
+@numba.njit(cache=True, nogil=True)
 def count_scores(scores, counts, highest):
     """Count the scores of each reference and raise its highest one.
+
+    Serial, as it runs beside the parallel search, and not every threading layer of Numba takes two callers.
 
     Parameters
     ----------
@@ -19,8 +21,8 @@ def count_scores(scores, counts, highest):
     highest : (R,) float64 array
     """
     bins = counts.shape[1] - 1
-    for r in numba.prange(scores.shape[1]):
-        for i in range(scores.shape[0]):
+    for i in range(scores.shape[0]):
+        for r in range(scores.shape[1]):
             score = scores[i, r]
             if score == -np.inf:
                 continue
