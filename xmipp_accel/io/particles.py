@@ -120,7 +120,7 @@ class Particles:
         rows = np.arange(len(self)) if indices is None else np.atleast_1d(np.asarray(indices, dtype=np.int64))
         groups = _group([self.stack[row] for row in rows])
         if len(groups) == 1:
-            return self._read(*groups, rows)
+            return self._read(next(iter(groups)), rows)
         result = np.empty((len(rows), self.box, self.box), np.float32)
         for path, places in groups.items():
             result[places] = self._read(path, rows[places])

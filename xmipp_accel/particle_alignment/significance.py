@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
+from scipy.spatial import cKDTree
 
 from xmipp_accel.kernels.cpu.ranks import count_scores
-from xmipp_accel.numerics.symmetry import angular_distance
 
-_BINS = 8192
+# Of each reference's histogram, and of all of them together.
+_BINS, _MOST_BINS = 8192, 1 << 26
 
 
 def neighbourhoods(directions, distance, matrices=None) -> list[np.ndarray]:
@@ -21,9 +22,14 @@ def neighbourhoods(directions, distance, matrices=None) -> list[np.ndarray]:
     matrices : (g, 3, 3) array, optional
         Symmetry group, if neighbours across it count.
     """
-    near = angular_distance(directions, directions, matrices) <= distance + 1e-6
-    np.fill_diagonal(near, True)
-    return [np.flatnonzero(row) for row in near]
+    directions = np.asarray(directions, dtype=np.float64)
+    tree = cKDTree(directions)
+    reach = 2 * np.sin(np.deg2rad(min(distance + 1e-6, 180.0)) / 2)
+    found = [[place] for place in range(len(directions))]
+    for matrix in np.eye(3)[None] if matrices is None else matrices:
+        for near, more in zip(found, tree.query_ball_point(directions @ matrix.T, reach + 1e-9)):
+            near.extend(more)
+    return [np.unique(near) for near in found]
 
 
 class PooledRanks:
@@ -35,7 +41,8 @@ class PooledRanks:
         w = m / max(V_r) * rank(m) / (|V_r| - 1), and 0 if m <= 0,
 
     where the rank counts from 0 and ties share their mean rank. Particles come in parts: what is kept of them is
-    one histogram a reference, which tells scores apart that differ by 1/8192.
+    one histogram a reference, which tells scores apart that differ by 1/8192 (by more if there are over 8192
+    references).
 
     Parameters
     ----------
@@ -44,7 +51,8 @@ class PooledRanks:
 
     def __init__(self, neighbours):
         self._neighbours = neighbours
-        self._counts = np.zeros((len(neighbours), _BINS + 1), dtype=np.int32)
+        self._bins = min(_BINS, _MOST_BINS // len(neighbours))
+        self._counts = np.zeros((len(neighbours), self._bins + 1), dtype=np.int32)
         self._cumulative: np.ndarray | None = None
         self._highest = np.full(len(neighbours), -np.inf)
 
@@ -58,7 +66,7 @@ class PooledRanks:
         if self._cumulative is None:
             self._cumulative = np.cumsum(self._counts, axis=1, dtype=np.int32)
         scores, order = np.asarray(scores, dtype=np.float64), np.argsort(reference, kind="stable")
-        result, bins = np.zeros(len(scores)), _bins(scores)
+        result, bins = np.zeros(len(scores)), self._bin(scores)
         values, first = np.unique(np.asarray(reference)[order], return_index=True)
         for value, rows in zip(values, np.split(order, first[1:])):
             pool = self._neighbours[value]
@@ -79,10 +87,10 @@ class PooledRanks:
         reference = np.broadcast_to(np.arange(scores.shape[1]), scores.shape)
         return self.weights(reference.ravel(), scores.ravel()).reshape(scores.shape).astype(np.float32)
 
-
-def _bins(scores):
-    """Bin of each score: 0 for those that are not positive, which weigh nothing."""
-    return np.ceil(np.clip(scores, 0.0, 1.0).astype(np.float32) * np.float32(_BINS)).astype(np.int64)
+    def _bin(self, scores):
+        """Bin of each score: 0 for those that are not positive, which weigh nothing."""
+        shares = np.clip(scores, 0.0, 1.0).astype(np.float32) * np.float32(self._bins)
+        return np.ceil(shares).astype(np.int64)
 
 
 def best_first(votes, count) -> np.ndarray:
