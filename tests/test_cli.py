@@ -21,6 +21,7 @@ def _help(capsys, *arguments):
         ("tracks", ["coordinates", "--output", "STAR file"]),
         ("align", ["--keep-best", "(default: 1)", "[degrees]", "--device"]),
         ("classify", ["--number-of-classes", "--iterations", "--initial-references", "--device"]),
+        ("initial-volume", ["--alpha-start", "(default: 80.0)", "--reference", "--device"]),
         ("reconstruct", ["--symmetry", "(default: c1)", "--name", "--device"]),
         ("demo", ["--engine-only", "--seed", "--device"]),
     ],
