@@ -144,7 +144,7 @@ class XmippAccelProtReconstructSignificant(ParticleExecution, ProtInitialVolume)
         result = self.result()
         scores = ", ".join(f"{start['score']:.3f}" for start in result["starts"])
         return [
-            f"{result['n_images']} images, {result['n_set_aside']} of them set aside; symmetry {result['symmetry']}.",
+            f"{result['n_images']} images, {result['n_set_aside']} set aside; symmetry {result['symmetry']}.",
             f"Start {result['best_start'] + 1} was kept; mean correlations with the starts: {scores}.",
             f"Mean correlation with the final volume {result['mean_cc']:.3f}.",
             f"{result['seconds']['total']:.1f} s on {result['device']}.",

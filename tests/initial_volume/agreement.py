@@ -10,7 +10,8 @@ _MIRROR = np.diag([-1.0, -1.0, 1.0])  # a projection of the mirrored volume is o
 def share_within(found, true, degrees=15.0, symmetry="c1") -> float:
     """Share of the poses (n, 3, 3) within an angle of the truth, after the best rotation of the volume.
 
-    The rotations that bring one image's pose onto its truth are tried, for both hands; angles are modulo the group.
+    The rotations that bring one image's pose onto its truth are tried, for both hands; angles are modulo the
+    group.
     """
     group = symmetry_matrices(symmetry)
     best = 0.0

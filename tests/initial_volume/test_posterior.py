@@ -24,7 +24,9 @@ def prepared(folder, n=6, resolution=16.0, **options):
 def views_of(images, eulers):
     size = images.grid.box
     spectrum = VolumeSpectrum(resize_volume(make_volume(POINTS), size), images.grid.n_rings)
-    return polar.angular_coefficients(spectrum.slices(euler_to_matrix(*eulers), images.grid.frequencies), images.grid)
+    return polar.angular_coefficients(
+        spectrum.slices(euler_to_matrix(*eulers), images.grid.frequencies), images.grid
+    )
 
 
 def test_significance_falls_geometrically_and_grows_with_the_group():
@@ -67,7 +69,10 @@ def test_averages_and_weights_are_those_of_the_posterior(tmp_path):
     n_psi = 4 * int(np.ceil(2.0 * grid.n_harmonics / 4))
     turns = np.arange(n_psi) * (360.0 / n_psi)
     turned = np.stack(
-        [polar.samples_from_coefficients(polar.rotate_coefficients(references, np.full(12, t)), grid) for t in turns]
+        [
+            polar.samples_from_coefficients(polar.rotate_coefficients(references, np.full(12, t)), grid)
+            for t in turns
+        ]
     )
     norm = np.sqrt((np.abs(samples) ** 2 * area).sum(axis=(1, 2)))
     shifted = images.samples[:, None] * polar.shift_phases(grid, images.shifts)

@@ -86,8 +86,8 @@ class ReconstructSignificantResult:
         """The result in a line for people."""
         aside = f" ({self.n_set_aside} set aside)" if self.n_set_aside else ""
         return (
-            f"{self.volume} from {self.n_images} images{aside}, start {self.best_start + 1} of {len(self.starts)}, "
-            f"mean correlation {self.mean_cc:.3f}, in {self.seconds['total']:.1f} s on {self.device}"
+            f"{self.volume} from {self.n_images} images{aside}, start {self.best_start + 1} of "
+            f"{len(self.starts)}, mean correlation {self.mean_cc:.3f}, in {self.seconds['total']:.1f} s on {self.device}"
         )
 
 

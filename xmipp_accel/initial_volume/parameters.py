@@ -27,9 +27,7 @@ class ReconstructSignificantParameters(Parameters):
         minimum=0.0,
         maximum=99.99,
     )
-    alpha_end: float = parameter(
-        99.5, "Significance in the last iteration.", unit="%", minimum=0.0, maximum=99.99
-    )
+    alpha_end: float = parameter(99.5, "Significance in the last iteration.", unit="%", minimum=0.0, maximum=99.99)
     max_resolution: float = parameter(
         12.0, "Finest resolution of the comparison and of the volume.", unit="A", minimum=1.0
     )

@@ -14,6 +14,7 @@ from xmipp_accel.particle_alignment.search import PolarSearch, normalize_referen
 # The images helped to make the volume that they are compared with, which makes them look surer than they are.
 _CONFIDENCE = 0.5
 _NEGLIGIBLE = 1e-3  # of an image's largest weight
+_DARK = 0.05  # CTF^2 on a ring; dividing by less would bring up noise
 _BISECTIONS = 40
 _BATCH = 64
 
@@ -97,7 +98,7 @@ def average_views(images, rows, references, share) -> Views:
     references : (R, K, Q) complex64 array
         Harmonics of the views, on the images' device.
     share : float
-        Of the views that an image may spread over; it spreads less only if the posterior is no sharper.
+        Of the views that an image spreads over; more where its likelihood does not tell so few views apart.
     """
     grid, xp = images.grid, array_module(references)
     references = normalize_references(references, grid, images.weights)
@@ -125,9 +126,10 @@ def average_views(images, rows, references, share) -> Views:
             weight[chosen] += counts
             gain[chosen] += counts[:, None] * images.gain[image]
         places = np.arange(len(best)), best
-        found.append((scores[places], best, psi[places], entropy(beta[:, None] * (scores - scores[places][:, None]))))
+        uncertainty = entropy(beta[:, None] * (scores - scores[places][:, None]))
+        found.append((scores[places], best, psi[places], uncertainty))
     score, direction, turn, uncertainty = (np.concatenate(values) for values in zip(*found))
-    gain = gain + 0.05 * weight[:, None]
+    gain += _DARK * weight[:, None]
     averages = sums / xp.asarray(np.maximum(gain, 1e-12)[:, :, None], dtype=np.float32)
     return Views(averages, weight, score, direction, turn, float(np.exp(uncertainty.mean())))
 

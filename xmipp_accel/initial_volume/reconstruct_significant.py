@@ -77,8 +77,9 @@ class Start:
 def shares(parameters) -> np.ndarray:
     """Share of the views that an image spreads over in each iteration, (iterations,).
 
-    ``1 - alpha`` falls geometrically, so that the entropy of an image's weights falls evenly. As in Xmipp's program
-    it is a share of the whole sphere, thus g times larger in the asymmetric unit of a group of g rotations.
+    ``1 - alpha`` falls geometrically, so that the entropy of an image's weights falls evenly. As in Xmipp's
+    program it is a share of the whole sphere, thus g times larger in the asymmetric unit of a group of g
+    rotations.
     """
     first, last = (1 - alpha / 100.0 for alpha in (parameters.alpha_start, parameters.alpha_end))
     order = len(symmetry_matrices(parameters.symmetry))
@@ -165,6 +166,7 @@ class SignificantLoop:
             )
             before, volume = volume, self._insert(images, pictures, matrices[used], views.weight[used])
             change = 1.0 - float(np.corrcoef(before.ravel(), volume.ravel())[0, 1])
+            score = float(views.score.mean())
             iterations.append(
                 Iteration(
                     images.resolution,
@@ -173,7 +175,7 @@ class SignificantLoop:
                     len(rows),
                     float(share),
                     views.perplexity,
-                    float(views.score.mean()),
+                    score,
                     change,
                 )
             )
@@ -189,7 +191,7 @@ class SignificantLoop:
         return np.sort(rng.permutation(len(images))[:count])
 
     def _views(self, images, rng):
-        """Matrices (R, 3, 3) of the views, each turned a little unless `rng` is None, and their distance in degrees."""
+        """Matrices (R, 3, 3) of the views, each turned a little if there is an `rng`, and their distance, degrees."""
         radius = images.mask_radius * images.sampling_rate
         step = max(self.parameters.angular_sampling, float(np.rad2deg(_STEP * images.resolution / radius)))
         rot, tilt = projection_directions(step, self.group, self.parameters.min_tilt, self.parameters.max_tilt)
