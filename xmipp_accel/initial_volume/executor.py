@@ -87,7 +87,8 @@ class ReconstructSignificantResult:
         aside = f" ({self.n_set_aside} set aside)" if self.n_set_aside else ""
         return (
             f"{self.volume} from {self.n_images} images{aside}, start {self.best_start + 1} of "
-            f"{len(self.starts)}, mean correlation {self.mean_cc:.3f}, in {self.seconds['total']:.1f} s on {self.device}"
+            f"{len(self.starts)}, mean correlation {self.mean_cc:.3f}, in {self.seconds['total']:.1f} s "
+            f"on {self.device}"
         )
 
 

@@ -11,8 +11,6 @@ from xmipp_accel.backend import array_module, to_host
 from xmipp_accel.particle_alignment import polar
 from xmipp_accel.particle_alignment.search import PolarSearch, normalize_references
 
-# The images helped to make the volume that they are compared with, which makes them look surer than they are.
-_CONFIDENCE = 0.5
 _NEGLIGIBLE = 1e-3  # of an image's largest weight
 _DARK = 0.05  # CTF^2 on a ring; dividing by less would bring up noise
 _BISECTIONS = 40
@@ -84,7 +82,7 @@ def likelihood_temperatures(scores, independent):
     by ``nu c / (1 - c^2)`` at the best score c.
     """
     best = np.clip(np.max(scores, axis=1), 0.0, 0.999)
-    return _CONFIDENCE * independent * best / (1 - best**2)
+    return independent * best / (1 - best**2)
 
 
 def average_views(images, rows, references, share) -> Views:

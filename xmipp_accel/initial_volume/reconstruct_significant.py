@@ -77,13 +77,18 @@ class Start:
 def shares(parameters) -> np.ndarray:
     """Share of the views that an image spreads over in each iteration, (iterations,).
 
-    ``1 - alpha`` falls geometrically, so that the entropy of an image's weights falls evenly. As in Xmipp's
-    program it is a share of the whole sphere, thus g times larger in the asymmetric unit of a group of g
-    rotations.
+    ``1 - alpha`` falls geometrically, so that the entropy of an image's weights falls evenly: all the way in the
+    coarse half of the iterations, and again from the middle of that way in the finer half. As in Xmipp's program it
+    is a share of the whole sphere, thus g times larger in the asymmetric unit of a group of g rotations.
     """
-    first, last = (1 - alpha / 100.0 for alpha in (parameters.alpha_start, parameters.alpha_end))
     order = len(symmetry_matrices(parameters.symmetry))
-    return np.minimum(order * np.geomspace(first, last, parameters.iterations), _LARGEST_SHARE)
+    first, last = (
+        min(order * (1 - alpha / 100.0), _LARGEST_SHARE)
+        for alpha in (parameters.alpha_start, parameters.alpha_end)
+    )
+    coarse = parameters.iterations // 2
+    finer = np.geomspace(np.sqrt(first * last), last, parameters.iterations - coarse)
+    return np.concatenate([np.geomspace(first, last, coarse), finer])
 
 
 class SignificantLoop:
@@ -191,7 +196,7 @@ class SignificantLoop:
         return np.sort(rng.permutation(len(images))[:count])
 
     def _views(self, images, rng):
-        """Matrices (R, 3, 3) of the views, each turned a little if there is an `rng`, and their distance, degrees."""
+        """Matrices (R, 3, 3) of views, each turned a little if there is an `rng`, and their distance in degrees."""
         radius = images.mask_radius * images.sampling_rate
         step = max(self.parameters.angular_sampling, float(np.rad2deg(_STEP * images.resolution / radius)))
         rot, tilt = projection_directions(step, self.group, self.parameters.min_tilt, self.parameters.max_tilt)
