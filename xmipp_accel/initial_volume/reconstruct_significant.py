@@ -19,6 +19,8 @@ from xmipp_accel.particle_alignment import polar
 from xmipp_accel.reconstruction.accumulator import FourierAccumulator
 from xmipp_accel.reconstruction.parameters import ReconstructFourierParameters
 
+# Power of the likelihood in the starts: while the volume is wrong, images must not settle on its views.
+_DOUBT = 0.5
 _LARGEST_SHARE = 0.5  # of the views; an image that counts in all of them equally adds nothing but a sphere
 _PERTURBATION = 0.25  # of the angular step: no grid is favoured by all iterations
 _STEP = 0.75  # resolution elements at the mask's rim between neighbouring views
@@ -78,8 +80,8 @@ def shares(parameters) -> np.ndarray:
     """Share of the views that an image spreads over in each iteration, (iterations,).
 
     ``1 - alpha`` falls geometrically, so that the entropy of an image's weights falls evenly: all the way in the
-    coarse half of the iterations, and again from the middle of that way in the finer half. As in Xmipp's program it
-    is a share of the whole sphere, thus g times larger in the asymmetric unit of a group of g rotations.
+    coarse half of the iterations, and again from the middle of that way in the finer half. As in Xmipp's program
+    it is a share of the whole sphere, thus g times larger in the asymmetric unit of a group of g rotations.
     """
     order = len(symmetry_matrices(parameters.symmetry))
     first, last = (
@@ -87,7 +89,7 @@ def shares(parameters) -> np.ndarray:
         for alpha in (parameters.alpha_start, parameters.alpha_end)
     )
     coarse = parameters.iterations // 2
-    finer = np.geomspace(np.sqrt(first * last), last, parameters.iterations - coarse)
+    finer = np.geomspace(last, np.sqrt(first * last), parameters.iterations - coarse)[::-1]
     return np.concatenate([np.geomspace(first, last, coarse), finer])
 
 
@@ -160,10 +162,11 @@ class SignificantLoop:
 
     def _anneal(self, images, volume, first, last, rng, name):
         iterations = []
+        confidence = 1.0 if first else _DOUBT
         for share in self._shares[first:last]:
             matrices, step = self._views(images, rng)
             rows = self._drawn(images, rng, _FINER if first else 1)
-            views = average_views(images, rows, self._references(images, volume, matrices), share)
+            views = average_views(images, rows, self._references(images, volume, matrices), share, confidence)
             used = np.flatnonzero(views.weight > 1e-6)
             averages = views.averages[self.device.asarray(used)]
             pictures = polar.images_from_samples(
@@ -196,7 +199,7 @@ class SignificantLoop:
         return np.sort(rng.permutation(len(images))[:count])
 
     def _views(self, images, rng):
-        """Matrices (R, 3, 3) of views, each turned a little if there is an `rng`, and their distance in degrees."""
+        """Matrices (R, 3, 3) of views, each turned a little if there is an `rng`, and their distance, degrees."""
         radius = images.mask_radius * images.sampling_rate
         step = max(self.parameters.angular_sampling, float(np.rad2deg(_STEP * images.resolution / radius)))
         rot, tilt = projection_directions(step, self.group, self.parameters.min_tilt, self.parameters.max_tilt)
