@@ -65,8 +65,11 @@ def quick(particles, tmp_path_factory):
 def test_the_same_seed_gives_the_same_volume_and_another_seed_another(quick, particles, tmp_path):
     _, rows, volume = quick
     again = reconstruct(particles, tmp_path / "again", **QUICK)
-    np.testing.assert_array_equal(again[2], volume)
-    np.testing.assert_array_equal(again[1].psi, rows.psi)
+    # Sums of single precision, whose order depends on the threads and on where arrays lie in memory.
+    np.testing.assert_allclose(again[2], volume, atol=1e-3 * volume.std())
+    np.testing.assert_allclose(
+        euler_to_matrix(again[1].rot, again[1].tilt, again[1].psi), matrices(rows), atol=1e-2
+    )
     other = reconstruct(particles, tmp_path / "other", **QUICK, seed=1)
     assert np.corrcoef(other[2].ravel(), volume.ravel())[0, 1] < 0.99
 
