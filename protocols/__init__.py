@@ -5,6 +5,7 @@ from xmipp_accel.protocols.protocol_classify2d import XmippAccelProtClassify2D
 from xmipp_accel.protocols.protocol_import_particles import XmippAccelProtImportParticles
 from xmipp_accel.protocols.protocol_movie_alignment import XmippAccelProtMovieAlignment
 from xmipp_accel.protocols.protocol_reconstruct_fourier import XmippAccelProtReconstructFourier
+from xmipp_accel.protocols.protocol_reconstruct_significant import XmippAccelProtReconstructSignificant
 
 __all__ = [
     "XmippAccelProtAlignSignificant",
@@ -12,4 +13,5 @@ __all__ = [
     "XmippAccelProtImportParticles",
     "XmippAccelProtMovieAlignment",
     "XmippAccelProtReconstructFourier",
+    "XmippAccelProtReconstructSignificant",
 ]

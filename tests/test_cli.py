@@ -35,6 +35,7 @@ def _help(capsys, *arguments):
             ],
         ),
         ("classify", ["--number-of-classes", "--iterations", "--initial-references", "--device"]),
+        ("initial-volume", ["--alpha-start", "(default: 80.0)", "--reference", "--device"]),
         ("reconstruct", ["--symmetry", "(default: c1)", "--name", "--device"]),
         ("demo", ["--engine-only", "--seed", "--device"]),
     ],

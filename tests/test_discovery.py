@@ -18,6 +18,7 @@ PROTOCOLS = {
     "XmippAccelProtImportParticles",
     "XmippAccelProtMovieAlignment",
     "XmippAccelProtReconstructFourier",
+    "XmippAccelProtReconstructSignificant",
 }
 pytestmark = pytest.mark.scipion
 

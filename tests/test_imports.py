@@ -13,6 +13,7 @@ ROOT = Path(__file__).resolve().parents[1]
 LEVELS = [
     {"protocols", "viewers", "wizards", "cli", "demo", "batch", "convert", "plugin"},
     {"engine", "report"},
+    {"initial_volume"},
     {"movie_alignment", "particle_alignment", "reconstruction"},
     {"tuning", "io", "numerics", "simulate"},
     {"kernels", "backend"},

@@ -13,6 +13,7 @@ PROTOCOLS = [
     "XmippAccelProtAlignSignificant",
     "XmippAccelProtClassify2D",
     "XmippAccelProtReconstructFourier",
+    "XmippAccelProtReconstructSignificant",
 ]
 
 

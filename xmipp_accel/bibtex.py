@@ -1,4 +1,16 @@
-"""@article{Strelak2019,
+"""@article{Sorzano2015,
+author = {Sorzano, Carlos Oscar S. and Vargas, Javier and de la Rosa-Trevin, Jose Miguel and Oton, Joaquin and
+Alvarez-Cabrera, Ana Lucia and Abrishami, Vahid and Sesmero, Ester and Marabini, Roberto and Carazo, Jose Maria},
+title = {A statistical approach to the initial volume problem in Single Particle Analysis by Electron Microscopy},
+journal = {Journal of Structural Biology},
+volume = {189},
+number = {3},
+pages = {213-219},
+year = {2015},
+doi = {https://doi.org/10.1016/j.jsb.2015.01.009}
+}
+
+@article{Strelak2019,
 author = {Strelak, David and Sorzano, Carlos Oscar S. and Carazo, Jose Maria and Filipovic, Jiri},
 title = {A GPU acceleration of 3-D Fourier reconstruction in cryo-EM},
 journal = {The International Journal of High Performance Computing Applications},

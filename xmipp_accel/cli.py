@@ -10,6 +10,7 @@ from pathlib import Path
 from xmipp_accel import __version__
 from xmipp_accel.backend import resolve_device, resolve_devices
 from xmipp_accel.errors import XmippAccelError
+from xmipp_accel.initial_volume.parameters import ReconstructSignificantParameters
 from xmipp_accel.movie_alignment.parameters import MovieAlignmentParameters
 from xmipp_accel.particle_alignment.classify2d_parameters import Classify2DParameters
 from xmipp_accel.particle_alignment.parameters import AlignSignificantParameters
@@ -39,6 +40,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_tracks(commands)
     _add_align(commands)
     _add_classify(commands)
+    _add_initial_volume(commands)
     _add_reconstruct(commands)
     _add_demo(commands)
     _add(commands, "doctor", run_doctor, "Show what this machine has and which device would be used.")
@@ -135,6 +137,14 @@ def _add_classify(commands):
     _add_common(parser, Classify2DParameters)
 
 
+def _add_initial_volume(commands):
+    text = "Make an initial volume of class averages or particles without poses."
+    parser = _add(commands, "initial-volume", run_initial_volume, text)
+    parser.add_argument("particles", type=Path, help="class averages or particles in .star or .xmd")
+    parser.add_argument("--reference", type=Path, help="volume to start from instead of random angles")
+    _add_common(parser, ReconstructSignificantParameters)
+
+
 def _add_reconstruct(commands):
     parser = _add(commands, "reconstruct", run_reconstruct, "Reconstruct a volume from particles with poses.")
     parser.add_argument("particles", type=Path, help="particles with angles and shifts in .star or .xmd")
@@ -224,6 +234,21 @@ def run_classify(options) -> int:
             initial_references=None if references is None else read_stack(references),
             progress=progress,
         )
+    print(result.summary())
+    return 0
+
+
+def run_initial_volume(options) -> int:
+    """Make an initial volume."""
+    from xmipp_accel.initial_volume.executor import ReconstructSignificantExecutor
+    from xmipp_accel.io.particles import read_particles
+
+    executor = ReconstructSignificantExecutor(
+        ReconstructSignificantParameters.from_arguments(options), resolve_device(options.device)
+    )
+    particles = read_particles(options.particles)
+    with _Progress("iterations") as progress:
+        result = executor.reconstruct(particles, options.output, options.reference, progress)
     print(result.summary())
     return 0
 

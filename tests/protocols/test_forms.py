@@ -18,6 +18,7 @@ from xmipp_accel.protocols import (
     XmippAccelProtClassify2D,
     XmippAccelProtMovieAlignment,
     XmippAccelProtReconstructFourier,
+    XmippAccelProtReconstructSignificant,
     forms,
 )
 
@@ -27,9 +28,11 @@ PROTOCOLS = [
     XmippAccelProtAlignSignificant,
     XmippAccelProtClassify2D,
     XmippAccelProtReconstructFourier,
+    XmippAccelProtReconstructSignificant,
 ]
 # Values that the parameters accept, where one more than the default is not one of them.
 VALUES = {"symmetryGroup": "d7", "maxTilt": 90.0, "fscWeighting": True, "numberOfThreads": 1, "padding": 1.5}
+VALUES.update(alpha0=70.0, alphaF=99.0)
 VALUES.update(magMajor=1.02, magMinor=0.99)
 # Inputs, labels, and what other tests show: these do not go into the parameters.
 FROM_INPUT = {"sampling_rate", "voltage", "dose_per_frame", "pre_exposure", "phase_flipped"}
@@ -37,6 +40,8 @@ ELSEWHERE = {
     "inputMovies",
     "inputParticles",
     "inputReferences",
+    "inputSet",
+    "thereisRefVolume",  # tests/protocols/test_initial_volume_protocol.py
     "initialClasses",  # tests/protocols/test_particle_protocols.py
     "createClasses",  # likewise
     "doComputeMicThumbnail",  # tests/protocols/test_movie_protocol.py
@@ -66,6 +71,8 @@ def make(tmp_path, monkeypatch):
         protocol = kind()
         if kind is XmippAccelProtMovieAlignment:
             protocol.inputMovies.set(movie_set())
+        elif kind is XmippAccelProtReconstructSignificant:
+            protocol.inputSet.set(particle_set(alignment))
         else:
             protocol.inputParticles.set(particle_set(alignment))
         return protocol

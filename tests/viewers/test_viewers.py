@@ -315,3 +315,23 @@ def test_the_fsc_and_the_directions_are_drawn(reconstruction, folder):
     assert "12 particles" in drawn(viewer.figure_directions()).axes[0].get_title()
     write_json(folder / "extra/volume.json", {"frequencies": []})
     assert "no half maps" in viewer.figure_fsc()
+
+
+def test_the_starts_of_an_initial_volume_and_its_directions_are_drawn(folder):
+    from xmipp_accel.io.particles import write_particles
+
+    protocol = protocols.XmippAccelProtReconstructSignificant()
+    viewer = opened(viewers.XmippAccelReconstructSignificantViewer, protocol, folder)
+    starts = [dict(iterations=[dict(mean_cc=value) for value in curve]) for curve in ([0.1, 0.2], [0.1, 0.4])]
+    write_json(
+        folder / "extra/initial_volume.json",
+        {"starts": starts, "best_start": 1, "iterations": [{"mean_cc": 0.3}, {"mean_cc": 0.35}]},
+    )
+    lines = drawn(viewer.figure_convergence()).axes[0].lines
+    np.testing.assert_allclose(lines[2].get_xdata(), [3, 4])
+    np.testing.assert_allclose(lines[2].get_ydata(), [0.3, 0.35])
+    assert [line.get_color() for line in lines[:2]] == ["0.7", "C0"]
+    write_stack("p.mrcs", np.zeros((5, 8, 8), np.float32), 2.0)
+    poses = Particles(stack=["p.mrcs"] * 5, index=np.arange(5), tilt=30.0, sampling_rate=2.0, has_pose=True)
+    write_particles(folder / "extra/aligned.xmd", poses)
+    assert "5 particles" in drawn(viewer.figure_directions()).axes[0].get_title()
