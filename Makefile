@@ -1,8 +1,8 @@
 # The two commands of the README are `make demo` and `make test`; both make their own environment first.
 #   make demo DEVICE=cuda        run on the GPU (installs CuPy for the driver's CUDA version)
 #   make demo PYTHON=python3.10  use another Python (3.9 to 3.12)
-# `make bench-movies`, `bench-movies-gpu`, `bench-movies-memory`, `bench-movies-formats`, `bench-align` and
-# `bench-align-gpu` measure: see docs/benchmarks.md.
+# `make bench-movies`, `bench-movies-gpu`, `bench-movies-memory`, `bench-movies-formats`, `bench-align`,
+# `bench-align-gpu` and `bench-classify-gpu` measure: see docs/benchmarks.md.
 
 ifneq ($(filter %-gpu,$(MAKECMDGOALS)),)
 DEVICE := cuda
@@ -16,7 +16,7 @@ comma := ,
 EXTRAS := test$(if $(filter cuda%,$(DEVICE)),$(if $(CUDA_MAJOR),$(comma)cuda$(CUDA_MAJOR)))
 INSTALLED := $(VENV)/.installed-$(subst $(comma),-,$(EXTRAS))
 
-.PHONY: demo test lint wheel bench-movies bench-movies-gpu bench-movies-memory bench-movies-formats bench-align bench-align-gpu clean
+.PHONY: demo test lint wheel bench-movies bench-movies-gpu bench-movies-memory bench-movies-formats bench-align bench-align-gpu bench-classify-gpu clean
 
 demo: $(INSTALLED)
 	$(VENV)/bin/xmipp-accel demo --device $(DEVICE) --output $(OUTPUT)
@@ -50,6 +50,9 @@ bench-align: $(INSTALLED)
 
 bench-align-gpu: $(INSTALLED)
 	$(VENV)/bin/python -m benchmarks.align_gpu
+
+bench-classify-gpu: $(INSTALLED)
+	$(VENV)/bin/python -m benchmarks.classify_gpu
 
 $(VENV)/bin/python:
 	$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(not ((3, 9) <= v <= (3, 12)) and "Python 3.9 to 3.12 is needed, this is %d.%d: make PYTHON=..." % v)'

@@ -53,6 +53,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="few particles, to try the script")
     parser.add_argument("--only", choices=("align", "classes"), help="one half of the benchmark")
+    parser.add_argument("--aspire-python", help="interpreter of an environment with aspire")
     arguments = parser.parse_args()
     print_machine()
     print(particle_data.source(), flush=True)
@@ -61,7 +62,7 @@ def main():
         if arguments.only != "classes":
             figures |= alignment(Path(folder), arguments.quick)
         if arguments.only != "align":
-            figures |= classification(Path(folder), arguments.quick)
+            figures |= classification(Path(folder), arguments.quick, arguments.aspire_python)
     print_json(figures)
 
 
@@ -108,8 +109,8 @@ def best_rows(result):
     return rows.take(np.argsort(rows.index, kind="stable"))
 
 
-def classification(folder, quick):
-    """Table of purities and times of the 2D classification, ours and RELION's."""
+def classification(folder, quick, aspire_python):
+    """Table of purities and times of the 2D classification, ours and that of others."""
     figures: dict[str, object] = {}
     rows, count = [], 100 if quick else 500
     for key, snr, seed, ctf in VIEW_SETS[: 1 if quick else None]:
@@ -124,9 +125,15 @@ def classification(folder, quick):
         if shutil.which(class_peers.RELION) and key in ("snr05", "snr01"):
             relion = relion_classes(made, folder)
             figures |= {f"relion_purity_{key}": relion[0], f"relion_{key}_s": relion[2]}
-        rows.append([key, *purities, statistics.mean(purities), min(left), statistics.median(seconds), *relion])
+        aspire = [None] * 2
+        if aspire_python and key in ("snr05", "snr01"):
+            aspire = class_peers.run_aspire(made, folder / "aspire", count // CLASSES, aspire_python)
+            figures |= {f"aspire_same_view_{key}": aspire[0], f"aspire_{key}_s": aspire[1]}
+        others = [*relion, *aspire]
+        rows.append([key, *purities, statistics.mean(purities), min(left), statistics.median(seconds), *others])
     columns = [f"{count} particles", *(f"seed {seed}" for seed in SEEDS), "mean", "classes left", "s"]
-    print_table(f"2D classes, K = {CLASSES}", [*columns, "RELION", "its classes", "its s"], rows)
+    columns += ["RELION", "its classes", "its s", "ASPIRE: like images of one view", "its s"]
+    print_table(f"2D classes, K = {CLASSES}", columns, rows)
     return figures
 
 

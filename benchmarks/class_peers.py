@@ -1,4 +1,4 @@
-"""RELION's 2D classification of the same particles."""
+"""Other programs on the same particles: RELION's 2D classification, ASPIRE's search for like images."""
 
 from __future__ import annotations
 
@@ -54,3 +54,23 @@ def run_relion(particles, folder, n_classes, diameter):
     table = read_blocks(folder / "out" / f"run_it{ITERATIONS:03d}_data.star")["particles"]
     order = np.argsort([int(name.split("@")[0]) for name in table["rlnImageName"]])
     return np.asarray(table["rlnClassNumber"], dtype=int)[order], seconds
+
+
+def run_aspire(particles, folder, neighbours, python):
+    """Let ASPIRE find the images most like each one, in the environment of the interpreter `python`.
+
+    Returns
+    -------
+    same : float
+        Share of these images that show the same view.
+    seconds : float
+    """
+    folder = Path(folder).resolve()
+    folder.mkdir(parents=True, exist_ok=True)
+    script, stack = Path(__file__).with_name("aspire_peer.py"), particles.star.with_name("particles.mrcs")
+    command = [python, script, stack, neighbours, folder / "neighbours.npz"]
+    with open(folder / "log.txt", "w") as log:
+        subprocess.run([str(part) for part in command], check=True, stdout=log, stderr=log)
+    with np.load(folder / "neighbours.npz") as found:
+        others, seconds = found["neighbours"][:, 1:], float(found["seconds"])
+    return float((particles.classes[others] == particles.classes[:, None]).mean()), seconds

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from pathlib import Path
 from typing import Any
 
 from pyworkflow.protocol import params
@@ -11,6 +12,7 @@ from pyworkflow.protocol import params
 from xmipp_accel import Plugin
 from xmipp_accel.backend.threads import cpu_count
 from xmipp_accel.errors import ParameterError
+from xmipp_accel.io.publish import read_json, write_json
 
 # Where XMIPP_ACCEL_DEVICE is set to another value, it overrules every form.
 DEVICE_VARIABLE = "XMIPP_ACCEL_DEVICE"
@@ -157,6 +159,14 @@ def progress_log(protocol, what):
             protocol.info(f"{what}: {done} of {total}")
 
     return progress
+
+
+def refuse_changes(protocol, parameters):
+    """Refuse to mix results of two sets of parameters in one output when a run is continued."""
+    path = Path(protocol._getExtraPath("parameters.json"))
+    if path.exists() and path.stat().st_size and read_json(path) != parameters.to_dict():
+        raise ParameterError("the parameters changed since this run began: restart it instead of continuing")
+    write_json(path, parameters.to_dict())
 
 
 def parameter_errors(protocol) -> list[str]:

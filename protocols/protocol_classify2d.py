@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
-from pwem.objects import SetOfAverages, SetOfClasses2D, Transform
+import dataclasses
+import os
+import time
+
+import numpy as np
+from pwem.objects import SetOfAverages, SetOfClasses2D, SetOfParticles, Transform
 from pwem.protocols import ProtClassify2D
 from pyworkflow import PROD
+from pyworkflow.object import Set
 from pyworkflow.protocol import params
+from pyworkflow.protocol.constants import STEPS_SERIAL
 
 from xmipp_accel import convert
+from xmipp_accel.errors import ProcessingError
 from xmipp_accel.particle_alignment.classify2d_parameters import Classify2DParameters
 from xmipp_accel.protocols import forms
-from xmipp_accel.protocols.base import ParticleExecution
+from xmipp_accel.protocols.classify2d_instalments import Instalments, results
 from xmipp_accel.protocols.forms import Entry
+
+CHECK_SECONDS = 3  # between looks at an input that is still growing
+_LEAST_PER_CLASS = 20  # particles that are waited for, while more may come
 
 ENTRIES = (
     Entry("numberOfClasses", "number_of_classes", "Number of classes", "randomInitialization"),
@@ -21,6 +32,10 @@ ENTRIES = (
     Entry("maskRadius", "mask_radius", "Mask radius"),
     Entry("checkMirrors", "mirrors", "Mirror images in one class?"),
     Entry("ctfMode", "ctf", "CTF"),
+    Entry("assignment", "assignment", "Assignment"),
+    Entry(
+        "fixedReferences", "fixed_references", "Keep the initial classes as they are?", "not randomInitialization"
+    ),
     Entry("splitMergeRounds", "split_merge_rounds", "Rounds of splitting and merging"),
     Entry("initialTemperature", "initial_temperature", "Initial temperature"),
     Entry("batchSize", "batch_size", "Particles per iteration"),
@@ -28,12 +43,16 @@ ENTRIES = (
 )
 
 
-class XmippAccelProtClassify2D(ParticleExecution, ProtClassify2D):
-    """Sorts particles into classes of like views, and averages each class."""
+class XmippAccelProtClassify2D(ProtClassify2D):
+    """Sorts particles into classes of like views, and averages each class.
+
+    Works while particles are still arriving: the classes learn from each instalment, and in the end all particles
+    are assigned once more. The GPUs in the list share the particles.
+    """
 
     _label = "2D classification"
     _devStatus = PROD
-    _resultFile = "classes.json"
+    stepsExecutionMode = STEPS_SERIAL
     _possibleOutputs = {"outputClasses": SetOfClasses2D, "outputAverages": SetOfAverages}
 
     def _defineParams(self, form):
@@ -66,16 +85,78 @@ class XmippAccelProtClassify2D(ParticleExecution, ProtClassify2D):
         forms.add_hardware(form)
 
     # ------------------------------------------------------------------------------------------------- steps
-    def _compute(self, values, device):
+    def _insertAllSteps(self):
+        # The time makes the step a new one in every run, so that a continued run looks for what is missing.
+        self._insertFunctionStep(self.classifyStep, time.time(), needsGPU=True)
+
+    def classifyStep(self, started):
+        forms.refuse_changes(self, self._parameters())
+        self._devices = forms.resolve_devices(self)
+        instalments = Instalments(self._getExtraPath())
+        self._classify_arrivals(instalments)
+        if not instalments.rows:
+            raise ProcessingError("the input is complete and holds no particles")
+        if instalments.last_size < len(instalments.rows):
+            # The classes have changed since the first particles were assigned.
+            self._classify(instalments, self._arrived_particles(), final=True)
+        self._register(instalments, Set.STREAM_CLOSED)
+
+    def _classify_arrivals(self, instalments):
+        """Classify what arrives, an instalment at a time, until the input is closed."""
+        while True:
+            size, closed = self._progress_of_input()
+            done = len(instalments.rows)
+            # Each instalment rewrites the outputs, so it is the larger the more there is already.
+            enough = max(_LEAST_PER_CLASS * self.numberOfClasses.get(), done // 5)
+            interrupted = instalments.interrupted()
+            if interrupted is not None:
+                everything = self._arrived_particles()
+                some = everything.take(np.isin(everything.item_id, interrupted["numbers"]))
+                self._classify(instalments, some, interrupted["final"])
+            elif size - done >= enough or (closed and size > done):
+                everything = self._arrived_particles()
+                some = everything.take(np.isin(everything.item_id, list(instalments.rows), invert=True))
+                self._classify(instalments, some, final=False)
+            elif closed:
+                return
+            else:
+                time.sleep(CHECK_SECONDS)
+
+    def _classify(self, instalments, particles, final):
+        """Let the classes learn from `particles`, or, in the end, only assign them."""
         from xmipp_accel.particle_alignment.classify2d_executor import Classify2DExecutor
 
-        executor = Classify2DExecutor(Classify2DParameters.from_dict(values), device)
-        return executor.classify(
-            convert.particles_from_set(self.inputParticles.get()),
-            self._getExtraPath(),
-            initial_references=self._initial_references(),
-            progress=forms.progress_log(self, "Iterations done"),
-        )
+        folder, state = instalments.begin(particles, final)
+        parameters = self._parameters()
+        parameters = dataclasses.replace(parameters, fixed_references=final or parameters.fixed_references)
+        executor = Classify2DExecutor(parameters, *self._devices)
+        references = None if state is not None else self._initial_references()
+        progress = forms.progress_log(self, "Iterations done")
+        self.info(executor.classify(particles, folder, references, progress, state).summary())
+        instalments.take(folder)
+        self._register(instalments, Set.STREAM_OPEN)
+
+    def _arrived_particles(self):
+        images = self._input_set()
+        try:
+            return convert.particles_from_set(images)
+        finally:
+            images.close()
+
+    def _progress_of_input(self):
+        """Particles that have arrived, and whether no more will come."""
+        images = self._input_set()
+        try:
+            closed = images.isStreamClosed()  # before they are counted: what comes later is seen next time
+            return images.getSize(), closed
+        finally:
+            images.close()
+
+    def _input_set(self):
+        """The input set as it is on disk now."""
+        images = SetOfParticles(filename=self.inputParticles.get().getFileName())
+        images.loadAllProperties()
+        return images
 
     def _initial_references(self):
         if self.randomInitialization:
@@ -83,19 +164,17 @@ class XmippAccelProtClassify2D(ParticleExecution, ProtClassify2D):
         references = convert.references_from_set(self.initialClasses.get())
         return references.images(range(len(references)))
 
-    def createOutputStep(self):
-        from xmipp_accel.io.particles import read_particles
-
-        result, rows = self.result(), read_particles(self._getExtraPath("classes.xmd"))
-        matrices = convert.aligned_transforms(rows, "2d")
-        row_of = {int(number): row for row, number in enumerate(rows.item_id)}
-        averages = self._getExtraPath("classes.mrcs")
+    # ------------------------------------------------------------------------------------------------ outputs
+    def _register(self, instalments, state):
+        """Write both sets anew, from all instalments that are done."""
+        result = self.results()[-1]
+        averages = os.path.relpath(result["averages"])
 
         def update_item(item, _):
-            row = row_of.get(item.getObjId())
-            item.setClassId(0 if row is None else int(rows.class_id[row]))  # Scipion leaves out class 0
-            if row is not None:
-                item.setTransform(Transform(matrices[row]))
+            label, matrix = instalments.rows.get(item.getObjId(), (0, None))
+            item.setClassId(label)  # Scipion leaves out class 0
+            if label:
+                item.setTransform(Transform(matrix))
 
         def update_class(group):
             group.setAlignment2D()
@@ -103,15 +182,18 @@ class XmippAccelProtClassify2D(ParticleExecution, ProtClassify2D):
             representative.setLocation(group.getObjId(), averages)
             representative.setSamplingRate(result["sampling_rate"])
 
+        first = not self.hasAttribute("outputClasses")
         classes = SetOfClasses2D.create(self._getPath())
         classes.setImages(self.inputParticles)
         classes.classifyItems(updateItemCallback=update_item, updateClassCallback=update_class)
-        self._defineOutputs(outputClasses=classes)
-        self._defineSourceRelation(self.inputParticles, classes)
-        self._define_averages(classes)
+        pictures = self._make_averages(classes)
+        for name, output in (("outputClasses", classes), ("outputAverages", pictures)):
+            self._updateOutputSet(name, output, state)
+            if first:
+                self._defineSourceRelation(self.inputParticles, output)
 
-    def _define_averages(self, classes):
-        averages = self._createSetOfAverages()
+    def _make_averages(self, classes):
+        averages = SetOfAverages.create(self._getPath())
         averages.copyInfo(self.inputParticles.get())
         averages.setHasCTF(False)
         for group in classes.iterItems():
@@ -120,8 +202,11 @@ class XmippAccelProtClassify2D(ParticleExecution, ProtClassify2D):
             average.setClassId(group.getObjId())
             averages.append(average)
         averages.setAlignment("None")
-        self._defineOutputs(outputAverages=averages)
-        self._defineSourceRelation(self.inputParticles, averages)
+        return averages
+
+    def results(self):
+        """What the executor reports of each instalment, as dictionaries; the last one tells of all classes."""
+        return results(self._getExtraPath())
 
     # -------------------------------------------------------------------------------------------- information
     def _parameters(self):
@@ -135,18 +220,19 @@ class XmippAccelProtClassify2D(ParticleExecution, ProtClassify2D):
                 errors.append("Without random initialization, give the initial classes.")
             elif particles is not None:
                 errors += convert.size_errors("initial classes", initial, particles)
-        if particles is not None and self.randomInitialization and self.numberOfClasses > particles.getSize():
+        complete = particles is not None and particles.isStreamClosed()
+        if complete and self.randomInitialization and self.numberOfClasses > particles.getSize():
             errors.append(f"{self.numberOfClasses} classes are more than the {particles.getSize()} particles.")
         return errors
 
     def _summary(self):
         if not self.hasAttribute("outputClasses"):
             return []
-        result = self.result()
-        filled = [count for count in result["counts"] if count]
+        results = self.results()
+        filled = [count for count in results[-1]["counts"] if count]
         return [
             f"{sum(filled)} particles in {len(filled)} classes of {min(filled)} to {max(filled)} particles.",
-            f"{result['seconds']:.1f} s.",
+            f"{sum(result['seconds'] for result in results):.1f} s.",
         ]
 
     def _methods(self):
@@ -154,3 +240,10 @@ class XmippAccelProtClassify2D(ParticleExecution, ProtClassify2D):
 
     def _citations(self):
         return ["Strelak2022"]
+
+    @classmethod
+    def worksInStreaming(cls):
+        return True
+
+    def _stepsCheck(self):
+        """The step itself looks for new particles."""

@@ -14,7 +14,7 @@ from pyworkflow import PROD
 from pyworkflow.object import Set
 from pyworkflow.protocol.constants import STEPS_SERIAL
 
-from xmipp_accel.errors import InputFileError, ParameterError, ProcessingError, XmippAccelError
+from xmipp_accel.errors import InputFileError, ProcessingError, XmippAccelError
 from xmipp_accel.io.frame_groups import read_frame_groups
 from xmipp_accel.io.publish import read_json, write_json
 from xmipp_accel.movie_alignment.result import MovieAlignmentResult
@@ -47,7 +47,7 @@ class XmippAccelProtMovieAlignment(ProtAlignMovies):
 
     def alignMoviesStep(self, started):
         parameters = self._parameters()
-        self._check_unchanged(parameters)
+        forms.refuse_changes(self, parameters)
         self._failed, self._names = {}, {}
         outputs = MovieOutputs(self, parameters)
         self._write_failures()
@@ -159,13 +159,6 @@ class XmippAccelProtMovieAlignment(ProtAlignMovies):
         same = result.parameters == parameters.to_dict()
         files = [result.output_path(key, self._getExtraPath()) for key in result.outputs]
         return result if same and all(path.exists() for path in files) else None
-
-    def _check_unchanged(self, parameters):
-        """Refuse to mix movies of two sets of parameters in one output."""
-        path = Path(self._getExtraPath("parameters.json"))
-        if path.exists() and path.stat().st_size and read_json(path) != parameters.to_dict():
-            raise ParameterError("the parameters changed since this run began: restart it instead of continuing")
-        write_json(path, parameters.to_dict())
 
     def _write_failures(self):
         write_json(Path(self._failures_file()), self._failed)

@@ -33,7 +33,7 @@ class XmippAccelClassify2DViewer(AccelViewer):
         )
         averages = convert.particles_from_set(self.protocol.outputAverages)
         place = {int(number): row for row, number in enumerate(averages.item_id)}
-        resolutions = self.protocol.result()["resolutions"]
+        resolutions = self.protocol.results()[-1]["resolutions"]
         labels = [
             f"{number}: {size}" + (f", {resolutions[number - 1]:.0f} A" if resolutions[number - 1] else "")
             for size, number in groups
@@ -41,7 +41,7 @@ class XmippAccelClassify2DViewer(AccelViewer):
         return figures.class_montage(averages.images([place[number] for _, number in groups]), labels)
 
     def figure_convergence(self):
-        objective = self.protocol.result()["objective"]
+        objective = [value for result in self.protocol.results() for value in result["objective"]]
         figure = Figure(figsize=(6, 4), layout="constrained")
         axes = figure.subplots()
         axes.plot(np.arange(1, len(objective) + 1), objective, ".-")

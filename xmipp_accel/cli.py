@@ -134,7 +134,15 @@ def _add_classify(commands):
     parser = _add(commands, "classify", run_classify, "Sort particles into 2D classes.")
     parser.add_argument("particles", type=Path, help="particles in .star or .xmd")
     parser.add_argument("--initial-references", type=Path, help="stack of averages to start from")
-    _add_common(parser, Classify2DParameters)
+    parser.add_argument(
+        "--continue",
+        dest="state",
+        type=Path,
+        metavar="STATE",
+        help="classes_state.npz of an earlier run: finish it if it was interrupted, else let its classes learn"
+        " from these particles, which are new",
+    )
+    _add_common(parser, Classify2DParameters, SEVERAL_DEVICES)
 
 
 def _add_initial_volume(commands):
@@ -220,19 +228,19 @@ def run_align(options) -> int:
 
 def run_classify(options) -> int:
     """Sort particles into classes."""
-    from xmipp_accel.io.images import read_stack
     from xmipp_accel.io.particles import read_particles
     from xmipp_accel.particle_alignment.classify2d_executor import Classify2DExecutor
 
-    executor = Classify2DExecutor(Classify2DParameters.from_arguments(options), resolve_device(options.device))
+    devices = resolve_devices(options.device)
+    executor = Classify2DExecutor(Classify2DParameters.from_arguments(options), *devices)
     particles = read_particles(options.particles)
-    references = options.initial_references
     with _Progress("iterations") as progress:
         result = executor.classify(
             particles,
             options.output,
-            initial_references=None if references is None else read_stack(references),
+            initial_references=options.initial_references,
             progress=progress,
+            state=options.state,
         )
     print(result.summary())
     return 0

@@ -125,6 +125,9 @@ def run_in_scipion(output: Path, device_name: str, seed: int) -> int:
         if run["status"] != "finished":
             print(f"{run['label']}: {run['status']}: {run['error']}; see {run['folder']}/logs", file=sys.stderr)
     extra = {run["class"]: Path(run["folder"]) / "extra" for run in runs}
+    # The last instalment of the classification holds all particles.
+    classes = "XmippAccelProtClassify2D"
+    extra[classes] = max(extra[classes].glob("instalment_*"), default=extra[classes])
     names = ("MovieAlignment", "AlignSignificant", "Classify2D", "ReconstructFourier")
     folders = Folders(*(extra[f"XmippAccelProt{name}"] for name in names))
     status = _present(output, data, folders, str(device), times)

@@ -5,21 +5,29 @@ import dataclasses
 import numpy as np
 import pytest
 
-from xmipp_accel.backend import array_module, to_host
+from xmipp_accel.backend import CPU, array_module, to_host
 from xmipp_accel.numerics.ctf import ctf_image
 from xmipp_accel.numerics.rotations import euler_to_matrix
 from xmipp_accel.particle_alignment.classify2d import (
     Classifier,
-    Sums,
+    alike_pairs,
     decentring,
     model_of,
     most_useful,
-    search_rings,
     shift_coefficients,
 )
-from xmipp_accel.particle_alignment.classify2d_averages import AverageSums, transform_images
-from xmipp_accel.particle_alignment.classify2d_model import background_power, fit_model, prepare_particles
-from xmipp_accel.particle_alignment.classify2d_search import Poses, refine, search, search_grid
+from xmipp_accel.particle_alignment.classify2d_averages import AverageSums, aligned_sums, transform_images
+from xmipp_accel.particle_alignment.classify2d_batch import Batch, search_rings, sums
+from xmipp_accel.particle_alignment.classify2d_model import (
+    background_power,
+    fit_model,
+    prepare_particles,
+    reference_model,
+    rescaled,
+)
+from xmipp_accel.particle_alignment.classify2d_poses import Poses, Shares
+from xmipp_accel.particle_alignment.classify2d_search import PoseSearch, search_grid
+from xmipp_accel.particle_alignment.classify2d_workers import Workers
 from xmipp_accel.particle_alignment.polar import polar_grid, soft_circle
 from xmipp_accel.particle_alignment.poses import align2d_matrix
 from xmipp_accel.simulate.phantom import protein_phantom
@@ -57,6 +65,18 @@ def prepare(images, device, n_rings=9, optics=None, noise=None):
     return prepare_particles(device.asarray(images), mask, grid, noise, optics, RATE)
 
 
+def typical_of(particles, device=CPU):
+    with Workers([device]) as workers:
+        return Batch(workers, [particles]).typical
+
+
+def model_with(averages, particles, device, **choices):
+    """Model of some prepared images on a device."""
+    numerator, count = (to_host(array) for array in (averages.coefficients, averages.ctf2))
+    scale = choices.pop("scale", 1.0)
+    return fit_model(scale * numerator, scale * count, typical_of(particles, device), **choices).on(device)
+
+
 @pytest.mark.parametrize("box", [24, 31])
 @pytest.mark.parametrize("mirrors", [False, True])
 def test_search_and_refinement_find_known_poses(box, mirrors, device):
@@ -66,10 +86,10 @@ def test_search_and_refinement_find_known_poses(box, mirrors, device):
     views = np.arange(8) // 4
     particles = prepare(particles_of(box, turns, shifts, mirrored, views, 0.3), device)
     averages = prepare(particles_of(box, np.zeros(2), np.zeros((2, 2)), None, np.arange(2)), device)
-    model = fit_model(averages.coefficients, averages.ctf2, particles, signal=np.full(9, 100.0))
-    space = search_grid(particles.grid, 8, 3.0)
-    coarse = search(particles, model, space, 2, mirrors=mirrors)
-    poses = refine(particles, model, coarse, space).best()
+    model = model_with(averages, particles, device, signal=np.full(9, 100.0))
+    poses = (
+        PoseSearch(model, search_grid(particles.grid, 8, 3.0), mirrors).poses(particles, 2, budget=1 << 20).best()
+    )
     np.testing.assert_array_equal(to_host(poses.label)[:, 0], views)
     np.testing.assert_array_equal(to_host(poses.mirrored)[:, 0], mirrored)
     error = np.angle(np.exp(1j * (to_host(poses.theta)[:, 0] - turns)))
@@ -82,8 +102,7 @@ def test_score_is_the_likelihood_summed_over_cartesian_samples(device):
     box, rings = 32, 12
     images = particles_of(box, np.zeros(2), np.zeros((2, 2)), None, np.array([0, 1]))
     particles = prepare(images, device, rings)
-    certain = 1e6 * particles.ctf2
-    model = fit_model(1e6 * particles.coefficients, certain, particles, signal=np.full(rings, 1e6))
+    model = model_with(particles, particles, device, scale=np.float32(1e6), signal=np.full(rings, 1e6))
     zero = np.zeros((2, 1))
     shift = device.asarray(np.zeros((2, 1, 2)), np.float32)
     poses = Poses(
@@ -93,7 +112,8 @@ def test_score_is_the_likelihood_summed_over_cartesian_samples(device):
         shift,
         device.asarray(zero, np.float32),
     )
-    found = to_host(refine(particles, model, poses, search_grid(particles.grid, 8, 3.0)).score)[0, 0]
+    search = PoseSearch(model, search_grid(particles.grid, 8, 3.0))
+    found = to_host(search.refine(particles, poses).score)[0, 0]
     mask = soft_circle(box, 0.42 * box, 3.0)
     outside = 1 - mask
     level = (images[0] * outside).sum() / outside.sum()
@@ -113,11 +133,11 @@ def test_own_noise_is_taken_off(device):
     xp = device.xp
     members = xp.arange(100)
     model = fit_model(
-        particles.coefficients[members].sum(axis=0)[None],
-        particles.ctf2[members].sum(axis=0)[None],
-        particles,
+        to_host(particles.coefficients[members].sum(axis=0))[None],
+        to_host(particles.ctf2[members].sum(axis=0))[None],
+        typical_of(particles, device),
         signal=np.full(9, 0.05),
-    )
+    ).on(device)
     membership = xp.zeros((200, 1), np.float32)
     membership[members] = 1.0
     biased = to_host(_score_unmoved(particles, model, None))
@@ -150,13 +170,13 @@ def test_decentred_averages_are_found_and_centred(device):
     c, s = np.cos(turns), np.sin(turns)
     own = shifts + np.stack([s * offset[1] + c * offset[0], c * offset[1] - s * offset[0]], axis=1)
     poses = Poses(
-        device.asarray(np.zeros((40, 1), np.int64)),
-        device.asarray(np.zeros((40, 1), bool)),
-        device.asarray(turns[:, None], np.float32),
-        device.asarray(own[:, None], np.float32),
-        device.asarray(np.zeros((40, 1)), np.float32),
+        np.zeros((40, 1), np.int64),
+        np.zeros((40, 1), bool),
+        turns[:, None].astype(np.float32),
+        own[:, None].astype(np.float32),
+        np.zeros((40, 1), np.float32),
     )
-    found = to_host(decentring(poses, 2))
+    found = decentring(poses, 2)
     np.testing.assert_allclose(found[0], offset * 40 / 41, atol=0.3)
     np.testing.assert_array_equal(found[1], 0)
     moved = shift_coefficients(particles.coefficients, device.asarray(np.tile(offset, (40, 1))), particles.grid)
@@ -168,9 +188,18 @@ def test_decentred_averages_are_found_and_centred(device):
 def test_least_useful_classes_go_first():
     label = np.array([[0, 1], [0, 1], [1, 0], [2, 0], [2, 1]])
     score = np.array([[10.0, 9.9], [10.0, 9.8], [10.0, 2.0], [10.0, 1.0], [10.0, 0.0]])
-    np.testing.assert_array_equal(most_useful(label, score, 4, 3), [0, 1, 2])  # 3 has no particles
-    np.testing.assert_array_equal(most_useful(label, score, 4, 2), [1, 2])  # 0 is replaced by 1 for little
-    np.testing.assert_array_equal(most_useful(label, score, 4, 1), [2])  # 2 is what nothing replaces
+    poses = Poses(label, None, None, None, score)
+    np.testing.assert_array_equal(most_useful(poses, 4, 3), [0, 1, 2])  # 3 has no particles
+    np.testing.assert_array_equal(most_useful(poses, 4, 2), [1, 2])  # 0 is replaced by 1 for little
+    np.testing.assert_array_equal(most_useful(poses, 4, 1), [2])  # 2 is what nothing replaces
+    assert alike_pairs(poses, 4, 3) == [(1, 0)]  # then 1 and 0 are taken, and 3 has no particle
+
+
+def test_shares_survive_a_new_numbering():
+    shares = Shares(np.array([[0, 2], [1, 1]]), np.array([[0.7, 0.3], [1.0, 0.0]], np.float32))
+    np.testing.assert_allclose(shares.dense(3, np), [[0.7, 0, 0.3], [0, 1, 0]])
+    moved = shares.renumbered(np.array([1, -1, 0]))
+    np.testing.assert_allclose(moved.dense(2, np), [[0.3, 0.7], [0, 0]])
 
 
 def test_repeated_class_keeps_its_better_pose_only():
@@ -198,18 +227,44 @@ def test_iteration_raises_the_objective_and_sums_hold_every_particle(device):
     views = np.arange(60) % 3
     images = particles_of(24, rng.uniform(-np.pi, np.pi, 60), rng.uniform(-1, 1, (60, 2)), None, views, 1.0)
     particles = prepare(images, device)
-    classifier = Classifier(2.0, seed=1)
-    state = classifier.seed(particles, 4)
-    better = classifier.iterate(particles, state, 4)
-    assert better.objective > state.objective
-    sums = classifier.sums(particles, better.model, better.poses)
-    assert isinstance(sums, Sums)
-    np.testing.assert_allclose(to_host(sums.membership).sum(axis=1), 1, atol=1e-3)
-    assert float(sums.denominator.sum()) == pytest.approx(60 * 9, rel=1e-3)
-    hot = classifier.sums(particles, better.model, better.poses, temperature=1e4)
-    assert to_host(hot.membership).max(axis=1).mean() < to_host(sums.membership).max(axis=1).mean() - 0.2
-    model = model_of(particles, sums, better.poses)
-    assert 1 <= search_rings(model) <= 9
+    with Workers([device]) as workers:
+        batch = Batch(workers, [particles.take(slice(0, 25)), None, particles.take(slice(25, 60))])
+        classifier = Classifier(2.0, seed=1)
+        state = classifier.seed(batch, 4)
+        better = classifier.iterate(batch, state, 4)
+        assert better.objective > state.objective
+        total, shares = sums(batch, better.model, better.poses)
+        np.testing.assert_allclose(shares.weight.sum(axis=1), 1, atol=1e-2)
+        assert float(total.denominator.sum()) == pytest.approx(60 * 9, rel=1e-2)
+        hot = sums(batch, better.model, better.poses, temperature=1e4)[1]
+        assert hot.weight.max(axis=1).mean() < shares.weight.max(axis=1).mean() - 0.2
+        assert 1 <= search_rings(model_of(batch.typical, total, better.poses)) <= 9
+
+
+def test_rings_that_could_decide_between_poses_are_searched():
+    particles = prepare(particles_of(24, np.zeros(1), np.zeros((1, 2))), CPU)
+    model = fit_model(particles.coefficients, particles.ctf2, typical_of(particles), signal=np.full(9, 1.0))
+    for left_out, expected in ((1.0, 7), (1e-3, 7), (3.0, 9)):
+        # Expected gain of a ring: half the weighted energy of its average.
+        energy = np.full((1, 9), 200.0, np.float32)
+        energy[:, 7:] = left_out
+        known = dataclasses.replace(model, energy=energy, weights=np.ones((1, 9), np.float32))
+        assert search_rings(known) == expected
+
+
+def test_scale_of_references_is_found():
+    rng = np.random.default_rng(5)
+    images = particles_of(24, rng.uniform(-np.pi, np.pi, 30), rng.uniform(-1, 1, (30, 2)), noise=0.5)
+    clean = prepare(particles_of(24, np.zeros(1), np.zeros((1, 2))), CPU)
+    with Workers([CPU]) as workers:
+        batch = Batch(workers, [prepare(images, CPU)])
+        model = reference_model(batch.typical, 7.0 * clean.coefficients)
+        for _ in range(2):
+            state = Classifier(2.0).start(batch, model)
+            model = rescaled(model, sums(batch, model, state.poses)[0])
+    # As much of the clean image as there is in the average, in any orientation.
+    ratio = np.sqrt((np.abs(model.averages) ** 2).sum() / (np.abs(clean.coefficients) ** 2).sum())
+    assert ratio == pytest.approx(1.0, abs=0.1)
 
 
 @pytest.mark.parametrize("box", [20, 27])
@@ -249,17 +304,12 @@ def test_averages_undo_the_ctf(device):
     images = np.fft.irfft2(np.fft.rfft2(clean) * ctf_image(box, RATE, **optics), s=(box, box)).astype(np.float32)
     quality = {}
     for correct in (True, False):
-        sums = AverageSums(2, box, RATE, device.xp)
-        sums.add(
-            device.asarray(images),
-            np.zeros(count, int),
-            np.arange(count) % 2,
-            turns,
-            shifts,
-            np.zeros(count, bool),
-            optics if correct else None,
-        )
-        averages, resolutions = sums.finish(12.0, correct)
+        total = AverageSums(2, box)
+        poses = Poses(np.zeros((count, 1), int), np.zeros((count, 1), bool), turns[:, None], shifts[:, None], None)
+        weight, halves = np.ones((count, 1), np.float32), np.arange(count) % 2
+        own = optics if correct else None
+        total.add(aligned_sums(device.asarray(images), poses, weight, halves, 2, own, RATE, budget=1 << 18))
+        averages, resolutions = total.finish(12.0, correct, RATE)
         quality[correct] = np.corrcoef(averages[0].ravel(), view.ravel())[0, 1]
         assert not averages[1].any() and resolutions[1] == 0 and 0 < resolutions[0] < 20
     assert quality[True] > 0.97 and quality[True] > quality[False] + 0.02

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from xmipp_accel.backend import CPU, Device
+from xmipp_accel.backend import CPU
 from xmipp_accel.errors import InputFileError, ParameterError, ProcessingError
 from xmipp_accel.io.images import read_stack, write_stack
 from xmipp_accel.io.particles import Particles, read_particles
@@ -140,9 +140,9 @@ def test_more_classes_than_views(data, tmp_path):
     assert purity(rows.class_id, data[1].views) >= 0.95
 
 
-def test_more_classes_than_particles(data, tmp_path):
-    result, rows = classify(data[0].take(np.arange(3)), tmp_path, number_of_classes=5)
-    assert len(result.counts) == 3 and (rows.class_id >= 1).all()
+def test_more_classes_than_particles_are_refused(data, tmp_path):
+    with pytest.raises(ParameterError, match=r"number_of_classes: expected at most 3.*found 5"):
+        classify(data[0].take(np.arange(3)), tmp_path, number_of_classes=5)
 
 
 def test_mirrored_particles_join_one_class(data, tmp_path):
@@ -213,7 +213,7 @@ def test_refusals(data, tmp_path):
     gone = data[0].take([0])
     gone.stack = [str(tmp_path / "gone.mrcs")]
     with pytest.raises(InputFileError):
-        classify(gone, tmp_path)
+        classify(gone, tmp_path, number_of_classes=1)
     assert not (tmp_path / "classes.json").exists()
 
 
@@ -231,4 +231,4 @@ def test_small_and_odd_boxes(box, tmp_path):
     simulate_particles(tmp_path, 20, box, 8.0, snr=1.0, max_shift=1.0, views=2)
     result, rows = classify(read_particles(tmp_path / "particles.star"), tmp_path / "out", number_of_classes=2)
     assert sum(result.counts) == 20 and np.isfinite(rows.extra["score"]).all()
-    assert isinstance(Classify2DExecutor(Classify2DParameters()).device, Device)
+    assert Classify2DExecutor(Classify2DParameters()).devices == (CPU,)

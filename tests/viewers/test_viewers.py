@@ -262,7 +262,10 @@ def test_class_averages_stand_in_the_order_of_their_sizes(folder):
     averages.write()
     protocol.outputClasses, protocol.outputAverages = classes, averages
     viewer = opened(viewers.XmippAccelClassify2DViewer, protocol, folder)
-    write_json(folder / "extra/classes.json", {"resolutions": [20.0, 0.0], "objective": [1.0, 2.0, 2.5]})
+    (folder / "extra/instalment_0001").mkdir(parents=True)
+    write_json(
+        folder / "extra/instalment_0001/classes.json", {"resolutions": [20.0, 0.0], "objective": [1.0, 2.0, 2.5]}
+    )
     cells = drawn(viewer.figure_montage()).axes
     assert [cell.get_title() for cell in cells[:2]] == ["2: 9", "1: 3, 20 A"]
     np.testing.assert_allclose(cells[0].images[0].get_array(), averages_stack[1])

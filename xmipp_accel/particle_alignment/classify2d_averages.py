@@ -5,16 +5,17 @@ from __future__ import annotations
 import numpy as np
 
 from xmipp_accel.backend import array_module, fft_module, to_host
-from xmipp_accel.numerics.ctf import ctf_image
+from xmipp_accel.numerics.ctf import ctf_at, ctf_image
 from xmipp_accel.numerics.filters import fourier_resize
 from xmipp_accel.numerics.fsc import fourier_ring_correlation, resolution_at
 from xmipp_accel.particle_alignment.polar import soft_circle
 
 _LEAST_CORRELATION = 0.02
+_CTF_ANGLES = 64  # on half a ring
 
 
 class AverageSums:
-    """Accumulates aligned images, and their squared CTFs, for each class and each of two halves.
+    """Sums of aligned images, and of their squared CTFs, for each class and each of two halves; on the host.
 
     Parameters
     ----------
@@ -22,47 +23,42 @@ class AverageSums:
         Number of classes.
     box : int
         Px.
-    sampling_rate : float
-        A/px.
-    xp : module
-        `numpy` or `cupy`.
+
+    Attributes
+    ----------
+    images : (2, C, N, N) float32 array
+    ctf2 : (2, C, N // 2 + 1) float32 array
+        On rings.
+    counts : (2, C) float64 array
+        Particles, or shares of them.
     """
 
-    def __init__(self, count, box, sampling_rate, xp):
-        self.box, self.sampling_rate = box, sampling_rate
-        self.images = xp.zeros((2, count, box, box), dtype=np.float32)
-        self.ctf2 = np.zeros((2, count, box // 2 + 1))
-        self.counts = np.zeros((2, count), dtype=np.int64)
+    NAMES = "images", "ctf2", "counts"
 
-    def add(self, images, labels, halves, theta, shift, mirrored, optics=None):
-        """Add images (m, N, N); poses as in `classify2d_search.Poses`, all host arrays of length m.
+    def __init__(self, count, box):
+        self.images = np.zeros((2, count, box, box), dtype=np.float32)
+        self.ctf2 = np.zeros((2, count, box // 2 + 1), dtype=np.float32)
+        self.counts = np.zeros((2, count))
 
-        Parameters
-        ----------
-        images : (m, N, N) float32 array
-        labels, halves : (m,) int arrays
-            Class, and half 0 or 1.
-        theta, mirrored : (m,) arrays
-        shift : (m, 2) array
-        optics : dict, optional
-            Arguments of `numerics.ctf.ctf_image`; None leaves the CTF alone.
-        """
-        xp, fft, box = array_module(images), fft_module(images), self.box
-        if optics is not None:
-            ctf = ctf_image(box, self.sampling_rate, xp=xp, **optics)
-            images = fft.irfft2(fft.rfft2(images) * ctf, s=(box, box)).astype(np.float32)
-            profiles = _ring_means(to_host(ctf.astype(np.float64) ** 2), box)
-        else:
-            profiles = np.ones((len(images), box // 2 + 1))
-        aligned = transform_images(images, theta, shift, mirrored)
-        for half in range(2):
-            for label in np.unique(labels[halves == half]):
-                members = np.flatnonzero((labels == label) & (halves == half))
-                self.images[half, label] += aligned[xp.asarray(members)].sum(axis=0)
-                self.ctf2[half, label] += profiles[members].sum(axis=0)
-                self.counts[half, label] += len(members)
+    @classmethod
+    def of(cls, images, ctf2, counts) -> AverageSums:
+        """Sums that were kept."""
+        sums = cls(images.shape[1], images.shape[-1])
+        sums.images, sums.ctf2, sums.counts = images, ctf2, counts
+        return sums
 
-    def finish(self, mask_radius, correct):
+    def add(self, parts):
+        """Add what :func:`aligned_sums` returned."""
+        for name, part in zip(self.NAMES, parts):
+            mine = getattr(self, name)
+            mine += part.reshape(mine.shape)
+
+    def clear(self, labels):
+        """Forget the particles of some classes."""
+        for name in self.NAMES:
+            getattr(self, name)[:, labels] = 0
+
+    def finish(self, mask_radius, correct, sampling_rate):
         """Averages and their resolutions.
 
         Parameters
@@ -72,49 +68,108 @@ class AverageSums:
         correct : bool
             Divide by the sum of the squared CTFs, regularised by the correlation of the halves; else by the number
             of particles.
+        sampling_rate : float
+            A/px.
 
         Returns
         -------
-        averages : (C, N, N) float32 host array
+        averages : (C, N, N) float32 array
             Zero for a class without particles.
         resolutions : (C,) float64 array
             A, where the ring correlation of the halves falls to 0.5; 0 unless both halves have particles. As both
             were aligned to one average, it is on the optimistic side.
         """
-        xp, count = array_module(self.images), self.images.shape[1]
-        averages = np.zeros((count, self.box, self.box), dtype=np.float32)
+        count, box = self.images.shape[1], self.images.shape[-1]
+        averages = np.zeros((count, box, box), dtype=np.float32)
         resolutions = np.zeros(count)
-        mask = xp.asarray(soft_circle(self.box, mask_radius))
-        for label in np.flatnonzero(self.counts.sum(axis=0)):
+        mask = soft_circle(box, mask_radius)
+        for label in np.flatnonzero(self.counts.sum(axis=0) > 0):
             curve = None
             if self.counts[:, label].min() > 0:
                 half1, half2 = (
-                    self._divide(self.images[half, label], self.ctf2[half, label], None, correct)
-                    for half in (0, 1)
+                    _divide(self.images[half, label], self.ctf2[half, label], None, correct) for half in (0, 1)
                 )
                 curve = fourier_ring_correlation(half1, half2, mask)
-                resolutions[label] = resolution_at(curve, 0.5, self.sampling_rate, self.box)
-            total = self._divide(
-                self.images[:, label].sum(axis=0), self.ctf2[:, label].sum(axis=0), curve, correct
-            )
-            averages[label] = to_host(total)
+                resolutions[label] = resolution_at(curve, 0.5, sampling_rate, box)
+            image, ctf2 = self.images[:, label].sum(axis=0), self.ctf2[:, label].sum(axis=0)
+            averages[label] = _divide(image, ctf2, curve, correct)
         return averages, resolutions
 
-    def _divide(self, image, ctf2, curve, correct):
-        fft = fft_module(image)
-        if not correct:
-            return image / np.float32(ctf2[0])
-        regular = np.full(len(ctf2), 0.1 * ctf2.mean())
-        if curve is not None:
-            # 2 F / (1 + F) is the squared correlation of the whole with the truth (Rosenthal, Henderson 2003).
-            whole = np.clip(2 * curve / (1 + np.maximum(curve, 0.0)), _LEAST_CORRELATION, 0.999)
-            regular = np.maximum(ctf2 * (1 - whole) / whole, 1e-3 * ctf2.mean())
-        factors = 1.0 / (ctf2 + regular)
-        radius = _ring_radius(self.box)
-        rings = np.arange(len(factors))
-        filtered = np.interp(radius.ravel(), rings, factors).reshape(radius.shape)
-        filtered = array_module(image).asarray(filtered.astype(np.float32))
-        return fft.irfft2(fft.rfft2(image) * filtered, s=image.shape).astype(np.float32)
+
+def _divide(image, ctf2, curve, correct):
+    if not correct:
+        return image / np.float32(ctf2[0])
+    fft = fft_module(image)
+    regular = np.full(len(ctf2), 0.1 * ctf2.mean())
+    if curve is not None:
+        # 2 F / (1 + F) is the squared correlation of the whole with the truth (Rosenthal, Henderson 2003).
+        whole = np.clip(2 * curve / (1 + np.maximum(curve, 0.0)), _LEAST_CORRELATION, 0.999)
+        regular = np.maximum(ctf2 * (1 - whole) / whole, 1e-3 * ctf2.mean())
+    factors = 1.0 / (ctf2 + regular)
+    box = len(image)
+    radius = np.hypot(np.fft.fftfreq(box)[:, None], np.fft.rfftfreq(box)[None]) * box
+    filtered = np.interp(radius.ravel(), np.arange(len(factors)), factors).reshape(radius.shape)
+    return fft.irfft2(fft.rfft2(image) * filtered.astype(np.float32), s=image.shape).astype(np.float32)
+
+
+def aligned_sums(images, poses, weight, halves, count, optics=None, sampling_rate=1.0, budget=1 << 28):
+    """Sums of images for `AverageSums`.
+
+    Parameters
+    ----------
+    images : (m, N, N) float32 array
+    poses : Poses
+        Host arrays (m, L).
+    weight : (m, L) float32 host array
+        Share of each particle in each of its poses.
+    halves : (m,) int host array
+        0 or 1.
+    count : int
+        C, number of classes.
+    optics : dict, optional
+        Arguments of `numerics.ctf.ctf_image`, arrays of length m; None leaves the CTF alone.
+    sampling_rate : float
+        A/px.
+    budget : int
+        Bytes that one intermediate array may take.
+
+    Returns
+    -------
+    images : (2 C, N * N) float32 host array
+    ctf2 : (2 C, N // 2 + 1) float32 host array
+    counts : (2 C,) float64 host array
+    """
+    xp, box = array_module(images), images.shape[-1]
+    rows, columns = np.nonzero(weight)
+    label, share = halves[rows] * count + poses.label[rows, columns], weight[rows, columns]
+    theta, shift, mirrored = (a[rows, columns] for a in (poses.theta, poses.shift, poses.mirrored))
+    total = xp.zeros((2 * count, box * box), dtype=np.float32)
+    ctf2 = xp.zeros((2 * count, box // 2 + 1), dtype=np.float32)
+    block = max(8, budget // (64 * box * box))
+    for first in range(0, len(rows), block):
+        part = slice(first, first + block)
+        own = None if optics is None else {name: values[rows[part]] for name, values in optics.items()}
+        some, profiles = _corrected(images[xp.asarray(rows[part])], own, sampling_rate)
+        aligned = transform_images(some, theta[part], shift[part], mirrored[part])
+        table = np.zeros((2 * count, len(some)), dtype=np.float32)
+        table[label[part], np.arange(len(some))] = share[part]
+        table = xp.asarray(table)
+        total += table @ aligned.reshape(len(some), -1)
+        ctf2 += table @ profiles
+    return to_host(total), to_host(ctf2), np.bincount(label, share, minlength=2 * count)
+
+
+def _corrected(images, optics, sampling_rate):
+    """Images times their CTFs, and the mean squared CTF on rings 0..N // 2; 1 without optics."""
+    xp, fft, box = array_module(images), fft_module(images), images.shape[-1]
+    if optics is None:
+        return images, xp.ones((len(images), box // 2 + 1), dtype=np.float32)
+    ctf = ctf_image(box, sampling_rate, xp=xp, **optics)
+    radius = xp.arange(box // 2 + 1, dtype=np.float32)[:, None] / (box * sampling_rate)
+    angle = xp.arange(_CTF_ANGLES, dtype=np.float32)[None] * np.float32(np.pi / _CTF_ANGLES)
+    rings = ctf_at(xp.broadcast_to(radius**2, (box // 2 + 1, _CTF_ANGLES)), angle, xp=xp, **optics)
+    images = fft.irfft2(fft.rfft2(images) * ctf, s=(box, box)).astype(np.float32)
+    return images, (rings**2).mean(axis=-1).astype(np.float32)
 
 
 def transform_images(images, theta, shift, mirrored):
@@ -157,18 +212,3 @@ def transform_images(images, theta, shift, mirrored):
     upper = flat[rows, place] * (1 - part_x) + flat[rows, place + 1] * part_x
     lower = flat[rows, place + 2 * box] * (1 - part_x) + flat[rows, place + 2 * box + 1] * part_x
     return ((upper * (1 - part_y) + lower * part_y) * inside).astype(np.float32)
-
-
-def _ring_radius(box):
-    """(N, N // 2 + 1) distance from the zero frequency in cycles per box."""
-    return np.hypot(np.fft.fftfreq(box)[:, None], np.fft.rfftfreq(box)[None]) * box
-
-
-def _ring_means(values, box):
-    """Mean over each ring 0..N // 2 of (m, N, N // 2 + 1) arrays."""
-    ring = np.rint(_ring_radius(box)).astype(int).ravel()
-    inside = ring <= box // 2
-    order = np.argsort(ring[inside], kind="stable")
-    starts = np.searchsorted(ring[inside][order], np.arange(box // 2 + 1))
-    sums = np.add.reduceat(values.reshape(len(values), -1)[:, inside][:, order], starts, axis=1)
-    return sums / np.bincount(ring[inside])

@@ -2,7 +2,7 @@
 
 A particle ``x`` of class ``a`` is ``x = C (R A_a) + noise``: its CTF times the turned and shifted average, plus
 noise that is white once each ring is divided by the square root of its noise power. On rings the log-likelihood of
-a pose, relative to that of noise alone, is
+a pose, relative to that of the background's noise alone, is
 
     L = sum_k [ Re <A, C x>_k - C^2_k |A|^2_k / 2 ] w_k + sum_k [ |x|^2_k (1 - w_k) / 2 - n_k log(1 / w_k) / 2 ]
 
@@ -31,6 +31,9 @@ from xmipp_accel.particle_alignment.polar import (
     polar_samples,
     ring_energy,
 )
+
+_REFERENCE_WEIGHT = 20.0  # particles that an initial reference counts for, until it is replaced by its own
+_SCALE_RANGE = 0.1, 10.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,11 +145,37 @@ def join_particles(parts) -> PreparedParticles:
 
 
 @dataclasses.dataclass(frozen=True)
-class ClassModel:
-    """Averages of C classes and how well they are known.
+class Typical:
+    """What the particles of a set have in common.
 
     Attributes
     ----------
+    grid : PolarGrid
+    noise_energy : (K,) float64 array
+        As `PreparedParticles` has it.
+    ctf2, energy : (K,) float64 arrays
+        Means over particles.
+    """
+
+    grid: PolarGrid
+    noise_energy: np.ndarray
+    ctf2: np.ndarray
+    energy: np.ndarray
+
+    def signal_power(self) -> np.ndarray:
+        """Power (K,) of the undisturbed signal relative to the noise, before any class is known."""
+        excess = np.maximum(self.energy - self.noise_energy, 0.02 * self.noise_energy)
+        return excess / np.maximum(self.ctf2, 0.05) / self.noise_energy
+
+
+@dataclasses.dataclass(frozen=True)
+class ClassModel:
+    """Averages of C classes and how well they are known; arrays of one module, NumPy unless `on` moved them.
+
+    Attributes
+    ----------
+    typical : Typical
+        Of the particles that it was made from.
     numerator : (C, K, Q) complex64 array
         Sum over the members of aligned harmonics, already times the CTF.
     denominator : (C, K) float32 array
@@ -162,7 +191,7 @@ class ClassModel:
         What a particle's own noise adds to its score with an average that it is part of, for a CTF of 1.
     """
 
-    grid: PolarGrid
+    typical: Typical
     numerator: Any
     denominator: Any
     signal: np.ndarray
@@ -173,13 +202,28 @@ class ClassModel:
     log_terms: Any
     echo: Any
 
+    _BY_CLASS = ("numerator", "denominator", "averages", "weights", "energy", "log_terms", "echo")
+
     def __len__(self):
         return len(self.numerator)
 
+    @property
+    def grid(self) -> PolarGrid:
+        """Where the averages are known."""
+        return self.typical.grid
+
     def take(self, classes) -> ClassModel:
         """The model of some of the classes."""
-        names = ("numerator", "denominator", "averages", "weights", "energy", "log_terms", "echo")
-        return dataclasses.replace(self, **{name: getattr(self, name)[classes] for name in names})
+        return dataclasses.replace(self, **{name: getattr(self, name)[classes] for name in self._BY_CLASS})
+
+    def joined(self, other) -> ClassModel:
+        """These classes and those of `other`, with the noise and signal of these."""
+        pairs = {name: (getattr(self, name), getattr(other, name)) for name in self._BY_CLASS}
+        return dataclasses.replace(self, **{name: np.concatenate(pair) for name, pair in pairs.items()})
+
+    def on(self, device) -> ClassModel:
+        """The model with its arrays on `device`."""
+        return dataclasses.replace(self, **{name: device.asarray(getattr(self, name)) for name in self._BY_CLASS})
 
     def offsets(self, particles, membership=None, n_rings=None):
         """The terms of L that do not depend on the pose.
@@ -197,62 +241,77 @@ class ClassModel:
         -------
         (m, C) float32 array
         """
-        xp = array_module(self.averages)
         rings = slice(0, n_rings)
         misfit = particles.ctf2[:, rings] @ (self.weights * self.energy)[:, rings].T
-        spread = xp.asarray((1.0 / self.noise).astype(np.float32)) - self.weights
-        unexplained = particles.energy[:, rings] @ spread[:, rings].T
+        unexplained = particles.energy[:, rings] @ (1.0 - self.weights)[:, rings].T
         result = 0.5 * (unexplained - misfit) + self.log_terms[:, rings].sum(axis=-1)
         if membership is not None:
             result = result - membership * (particles.ctf2[:, rings] @ self.echo[:, rings].T)
         return result
 
 
-def fit_model(numerator, denominator, particles, noise=None, signal=None) -> ClassModel:
-    """Averages from the sums over their members.
+def fit_model(numerator, denominator, typical, noise=None, signal=None) -> ClassModel:
+    """Averages from the sums over their members, on the host.
 
     Parameters
     ----------
     numerator : (C, K, Q) complex64 array
     denominator : (C, K) float32 array
-    particles : PreparedParticles
-        Any that are typical; they give the mean squared CTF.
+    typical : Typical
     noise : (K,) array, optional
         Noise power relative to the background's, default 1.
     signal : (K,) array, optional
         Default: what the averages hold beyond the noise that is expected in them.
     """
-    xp, grid = array_module(numerator), particles.grid
+    grid = typical.grid
     noise = np.ones(grid.n_rings) if noise is None else np.asarray(noise, dtype=np.float64)
-    count = to_host(denominator).astype(np.float64)
-    noise_energy = particles.noise_energy * noise
+    count = np.asarray(denominator, dtype=np.float64)
+    noise_energy = typical.noise_energy * noise
     if signal is None:
-        raw = to_host(ring_energy(numerator, grid)).astype(np.float64) / np.maximum(count, 1e-3) ** 2
+        raw = ring_energy(numerator, grid).astype(np.float64) / np.maximum(count, 1e-3) ** 2
         excess = count * raw - noise_energy
-        signal = excess.sum(axis=0) / np.maximum(count.sum(axis=0), 1e-3) / particles.noise_energy
+        signal = excess.sum(axis=0) / np.maximum(count.sum(axis=0), 1e-3) / typical.noise_energy
     signal = np.maximum(signal, 1e-4)
     shrink = 1.0 / (count + noise / signal)
-    averages = numerator * xp.asarray(shrink.astype(np.float32))[:, :, None]
-    ctf2 = to_host(particles.ctf2.mean(axis=0)).astype(np.float64)
-    predictive = noise * (1.0 + ctf2 * shrink)
-    echo = shrink * noise_energy / predictive
+    averages = numerator * shrink.astype(np.float32)[:, :, None]
+    predictive = noise * (1.0 + typical.ctf2 * shrink)
     return ClassModel(
-        grid=grid,
+        typical=typical,
         numerator=numerator,
         denominator=denominator,
         signal=signal,
         noise=noise,
         averages=averages,
-        weights=xp.asarray((1.0 / predictive).astype(np.float32)),
+        weights=(1.0 / predictive).astype(np.float32),
         energy=ring_energy(averages, grid),
-        log_terms=xp.asarray((-0.5 * particles.noise_energy * np.log(predictive / noise)).astype(np.float32)),
-        echo=xp.asarray(echo.astype(np.float32)),
+        log_terms=(-0.5 * typical.noise_energy * np.log(predictive)).astype(np.float32),
+        echo=(shrink * noise_energy / predictive).astype(np.float32),
     )
 
 
-def signal_power(particles) -> np.ndarray:
-    """Power (K,) of the undisturbed signal relative to the noise, before any class is known."""
-    energy = to_host(particles.energy.mean(axis=0)).astype(np.float64)
-    ctf2 = to_host(particles.ctf2.mean(axis=0)).astype(np.float64)
-    excess = np.maximum(energy - particles.noise_energy, 0.02 * particles.noise_energy)
-    return excess / np.maximum(ctf2, 0.05) / particles.noise_energy
+def reference_model(typical, coefficients) -> ClassModel:
+    """Model of reference images, whose scale is unknown: each gets the power that particles have on average.
+
+    Parameters
+    ----------
+    typical : Typical
+    coefficients : (C, K, Q) complex64 host array
+        Of the references, prepared like particles.
+    """
+    expected = (typical.signal_power() * typical.noise_energy).sum()
+    found = ring_energy(coefficients, typical.grid).sum(axis=1)
+    scale = np.sqrt(expected / np.maximum(found, 1e-30)).astype(np.float32)
+    share = (_REFERENCE_WEIGHT * typical.ctf2).astype(np.float32)
+    numerator = coefficients * scale[:, None, None] * share[:, None]
+    return fit_model(numerator, np.tile(share, (len(numerator), 1)), typical, signal=typical.signal_power())
+
+
+def rescaled(model, total) -> ClassModel:
+    """The model with each average multiplied by what brings it closest to the particles in `total`."""
+    weights = model.grid.harmonic_weights
+    products = (total.numerator * model.averages.conj()).real * weights * model.weights[:, :, None]
+    norm = (total.denominator * model.energy * model.weights).sum(axis=1)
+    scale = np.where(norm > 0, products.sum(axis=(1, 2)) / np.maximum(norm, 1e-30), 1.0)
+    scale = np.clip(scale, *_SCALE_RANGE).astype(np.float32)
+    numerator = model.numerator * scale[:, None, None]
+    return fit_model(numerator, model.denominator, model.typical, total.residual, model.signal)

@@ -38,6 +38,17 @@ class Classify2DParameters(Parameters):
         "weight: compare and average with the CTF of each particle; none: ignore the CTF.",
         choices=("weight", "none"),
     )
+    assignment: str = parameter(
+        "hard",
+        "hard: each particle counts for the average of its best class; soft: it is shared between classes by its"
+        " likelihood, and the shares are written.",
+        choices=("hard", "soft"),
+    )
+    fixed_references: bool = parameter(
+        False,
+        "Assign the particles to the initial references, or to the classes of an earlier run, as they are; neither"
+        " is changed by the particles.",
+    )
     split_merge_rounds: int = parameter(
         6,
         "Most rounds that look for a better set of classes by splitting poor ones and merging similar ones.",
@@ -52,7 +63,8 @@ class Classify2DParameters(Parameters):
     )
     batch_size: int = parameter(
         0,
-        "Particles of one iteration; 0 takes 200 for each class and at least 2000.",
+        "Particles of one iteration; until as many have come, all are sorted anew with each further instalment."
+        " 0 takes 300 for each class and at least 2000.",
         minimum=0,
         advanced=True,
     )

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any
 
 import numpy as np
 
 from xmipp_accel.backend import array_module
+from xmipp_accel.particle_alignment.classify2d_poses import Poses, concatenate_poses
 from xmipp_accel.particle_alignment.polar import (
     PolarGrid,
     angular_coefficients,
@@ -21,55 +21,7 @@ from xmipp_accel.particle_alignment.polar import (
     shift_phases,
 )
 
-_BLOCK_BYTES = {"numpy": 48 << 20, "cupy": 512 << 20}  # a cache's worth; enough to fill a GPU
 _SHIFTS_PER_PERIOD = 3.0  # of the outermost ring of the search; two lose a tenth of the particles at SNR 0.3
-
-
-@dataclasses.dataclass(frozen=True)
-class Poses:
-    """The L best poses of each particle, best first; arrays of one module.
-
-    Attributes
-    ----------
-    label : (m, L) int64 array
-        Class, from 0; each one has a finite score once at most for a particle.
-    mirrored : (m, L) bool array
-    theta : (m, L) float32 array
-        Radians.
-    shift : (m, L, 2) float32 array
-        (y, x), px.
-    score : (m, L) float32 array
-        Log-likelihood L.
-    """
-
-    label: Any
-    mirrored: Any
-    theta: Any
-    shift: Any
-    score: Any
-
-    def best(self) -> Poses:
-        """The first pose of each particle."""
-        return Poses(*(getattr(self, field.name)[:, :1] for field in dataclasses.fields(self)))
-
-    def joined(self, other: Poses) -> Poses:
-        """These poses and those of `other`."""
-        xp = array_module(self.score)
-        names = [field.name for field in dataclasses.fields(self)]
-        return Poses(*(xp.concatenate([getattr(self, name), getattr(other, name)], axis=1) for name in names))
-
-    def ranked(self) -> Poses:
-        """Best first; of several poses in one class all but the best lose their score."""
-        xp = array_module(self.score)
-        order = xp.argsort(-self.score, axis=1)
-        label, mirrored, theta, score = (
-            xp.take_along_axis(array, order, 1) for array in (self.label, self.mirrored, self.theta, self.score)
-        )
-        again = xp.zeros(label.shape, dtype=bool)
-        for i in range(1, label.shape[1]):
-            again[:, i] = (label[:, :i] == label[:, i : i + 1]).any(axis=1)
-        score[again] = -np.inf
-        return Poses(label, mirrored, theta, xp.take_along_axis(self.shift, order[..., None], 1), score)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,7 +35,7 @@ class SearchGrid:
     n_turns : int
         Even; turns are multiples of ``2 pi / n_turns``.
     shifts : (S, 2) float64 host array
-        (y, x), px, in the frame of the average.
+        (y, x), px, in the frame of the average; of the particle as it is, or moved to where it was found before.
     step : float
         Between shifts, px.
     max_shift : float
@@ -98,69 +50,133 @@ class SearchGrid:
     max_shift: float
 
 
-def search_grid(grid: PolarGrid, n_rings: int, max_shift: float) -> SearchGrid:
-    """Grid that is fine enough for the first `n_rings` rings and reaches `max_shift` px."""
+def search_grid(grid: PolarGrid, n_rings: int, max_shift: float, near=False) -> SearchGrid:
+    """Grid that is fine enough for the first `n_rings` rings.
+
+    Its shifts reach `max_shift` px, or, with `near`, only the neighbours of no shift.
+    """
     n_rings = min(n_rings, grid.n_rings)
     n_harmonics = min(grid.n_harmonics, math.ceil(grid.n_harmonics * (n_rings + 1) / grid.n_rings))
     step = grid.box / (_SHIFTS_PER_PERIOD * n_rings)
-    reach = math.floor(max_shift / step + 1e-9)
+    radius = min(max_shift, 1.5 * step) if near else max_shift
+    reach = math.floor(radius / step + 1e-9)
     axis = np.arange(-reach, reach + 1) * step
     shifts = np.stack(np.meshgrid(axis, axis, indexing="ij"), axis=-1).reshape(-1, 2)
-    inside = np.hypot(*shifts.T) <= max_shift + 1e-9
+    inside = np.hypot(*shifts.T) <= radius + 1e-9
     return SearchGrid(n_rings, n_harmonics, 2 * math.ceil(1.15 * n_harmonics), shifts[inside], step, max_shift)
 
 
-def search(particles, model, space: SearchGrid, count: int, membership=None, mirrors=False) -> Poses:
-    """Best pose for each of the `count` best classes of every particle, to the precision of the grid.
+class PoseSearch:
+    """Search among the classes of one model, on the device that holds it.
 
     Parameters
     ----------
-    particles : PreparedParticles
     model : ClassModel
     space : SearchGrid
-    count : int
-        L; at most the number of classes.
     mirrors : bool
         Try mirrored averages too.
-
-    Returns
-    -------
-    Poses
-        Scores are those of the first ``space.n_rings`` rings.
     """
-    xp = array_module(particles.samples)
-    templates = _shifted_templates(model, space, mirrors)
-    n_classes, n_shifts = len(model), len(space.shifts)
-    n_sets = 2 if mirrors else 1
-    cosine, sine = _turn_matrices(space, xp)
-    offsets = model.offsets(particles, membership, space.n_rings)
-    count = min(count, n_classes)
-    block = max(1, _BLOCK_BYTES[xp.__name__] // (8 * space.n_harmonics * templates.shape[-1]))
-    parts = []
-    for first in range(0, len(particles), block):
-        part = slice(first, first + block)
-        rings = particles.coefficients[part, : space.n_rings, : space.n_harmonics]
-        rings = xp.ascontiguousarray(rings.transpose(2, 0, 1))
+
+    def __init__(self, model, space: SearchGrid, mirrors=False):
+        self.model, self.space = model, space
+        self._sets = 2 if mirrors else 1
+        self._shifted = _shifted_templates(model, space, mirrors)
+        self._turns = _turn_matrices(space, array_module(model.averages))
+
+    def poses(
+        self, particles, count, membership=None, previous=None, near=False, rounds=2, budget=1 << 30
+    ) -> Poses:
+        """The best poses of each particle, in the `count` best classes, refined.
+
+        Parameters
+        ----------
+        particles : PreparedParticles
+        count : int
+        membership : (m, C) array, optional
+            As `ClassModel.offsets` takes it.
+        previous : Poses, optional
+            Further candidates.
+        near : bool
+            Let the grid of shifts lie about the first of the previous poses.
+        rounds : int
+            As for :meth:`refine`.
+        budget : int
+            Bytes that one intermediate array may take.
+        """
+        poses = self.coarse(particles, count, membership, previous.shift[:, 0] if near else None, budget)
+        poses = poses if previous is None else poses.joined(previous)
+        return self.refine(particles, poses, membership, rounds, budget)
+
+    def coarse(self, particles, count, membership=None, centre=None, budget=1 << 30) -> Poses:
+        """Best pose for each of the `count` best classes of every particle, to the precision of the grid.
+
+        The grid of shifts lies about `centre` (m, 2) px. Scores are those of the first ``space.n_rings`` rings.
+        """
+        xp, space = array_module(particles.samples), self.space
+        offsets = self.model.offsets(particles, membership, space.n_rings)
+        block = max(1, budget // (8 * space.n_harmonics * self._shifted.shape[-1]))
+        parts = []
+        for first in range(0, len(particles), block):
+            part = slice(first, first + block)
+            rings = particles.coefficients[part, : space.n_rings]
+            if centre is not None:
+                inner = dataclasses.replace(particles.grid, n_rings=space.n_rings)
+                moved = shift_samples(particles.samples[part, : space.n_rings], centre[part], inner)
+                rings = angular_coefficients(moved, inner)
+            rings = xp.ascontiguousarray(rings[:, :, : space.n_harmonics].transpose(2, 0, 1))
+            poses = self._block(rings, offsets[part], min(count, len(self.model)))
+            if centre is not None:
+                poses = dataclasses.replace(poses, shift=poses.shift + centre[part, None])
+            parts.append(poses)
+        return concatenate_poses(parts, 0)
+
+    def _block(self, rings, offsets, count):
+        xp, space, n_classes, n_shifts = array_module(rings), self.space, len(self.model), len(self.space.shifts)
+        cosine, sine = self._turns
         real_rows = xp.concatenate([rings.real, -rings.imag], axis=2)
         imaginary_rows = xp.concatenate([rings.imag, rings.real], axis=2)
         # Real products: a strided real part of a complex one would miss the fast matrix product below.
-        even = cosine @ xp.matmul(real_rows, templates).reshape(space.n_harmonics, -1)
-        odd = sine @ xp.matmul(imaginary_rows, templates).reshape(space.n_harmonics, -1)
+        even = cosine @ xp.matmul(real_rows, self._shifted).reshape(space.n_harmonics, -1)
+        odd = sine @ xp.matmul(imaginary_rows, self._shifted).reshape(space.n_harmonics, -1)
         # The turns theta and -theta share both products: their scores are even - odd and even + odd.
-        peak = (even + xp.abs(odd)).max(axis=0).reshape(-1, n_sets * n_shifts, n_classes).transpose(0, 2, 1)
+        peak = (even + xp.abs(odd)).max(axis=0).reshape(-1, self._sets * n_shifts, n_classes).transpose(0, 2, 1)
         place = peak.argmax(axis=2)
-        score = xp.take_along_axis(peak, place[..., None], 2)[..., 0] + offsets[part]
+        score = xp.take_along_axis(peak, place[..., None], 2)[..., 0] + offsets
         top = xp.argsort(-score, axis=1)[:, :count]
         place = xp.take_along_axis(place, top, 1)
-        column = xp.arange(rings.shape[1])[:, None] * templates.shape[-1] + place * n_classes + top
+        column = xp.arange(rings.shape[1])[:, None] * self._shifted.shape[-1] + place * n_classes + top
         half = space.n_turns // 2 + 1
         turn = xp.concatenate([even[:, column] - odd[:, column], even[:, column] + odd[:, column]]).argmax(axis=0)
         turn = xp.where(turn < half, turn, half - turn)
-        theta = turn * (2 * math.pi / space.n_turns)
-        shift = _to_particle_frame(xp.asarray(space.shifts)[place % n_shifts], theta, place >= n_shifts)
-        parts.append((top, place >= n_shifts, theta, shift, xp.take_along_axis(score, top, 1)))
-    label, mirrored, theta, shift, score = (xp.concatenate(column) for column in zip(*parts))
-    return Poses(label, mirrored, theta.astype(np.float32), shift.astype(np.float32), score.astype(np.float32))
+        theta = (turn * (2 * math.pi / space.n_turns)).astype(np.float32)
+        mirrored = place >= n_shifts
+        shift = _to_particle_frame(xp.asarray(space.shifts)[place % n_shifts], theta, mirrored)
+        score = xp.take_along_axis(score, top, 1).astype(np.float32)
+        return Poses(top, mirrored, theta, shift.astype(np.float32), score)
+
+    def refine(self, particles, poses: Poses, membership=None, rounds=2, budget=1 << 30) -> Poses:
+        """Poses to a fraction of the grid's step, with scores of all rings, best first.
+
+        Each round fits a parabola to the scores of 5 x 5 shifts around the pose, then one to those of 13 turns;
+        the next round's steps are a third as wide.
+        """
+        xp, shape, model = array_module(particles.samples), poses.label.shape, self.model
+        templates = model.averages * model.weights[:, :, None]
+        label, mirrored, theta = (array.reshape(-1) for array in (poses.label, poses.mirrored, poses.theta))
+        shift, rows = poses.shift.reshape(-1, 2), xp.arange(label.size) // shape[1]
+        block = max(1, budget // (32 * particles.samples[0].size))
+        parts = []
+        for first in range(0, label.size, block):
+            part = slice(first, first + block)
+            chosen = templates[label[part]]
+            chosen = xp.where(mirrored[part, None, None], chosen.conj(), chosen)
+            samples = particles.samples[rows[part]]
+            parts.append(_refine_pairs(samples, chosen, theta[part], shift[part], self.space, model.grid, rounds))
+        theta, shift, score = (xp.concatenate(column) for column in zip(*parts))
+        offsets = xp.take_along_axis(model.offsets(particles, membership), poses.label, 1)
+        score = (score.reshape(shape) + offsets).astype(np.float32)
+        theta, shift = theta.reshape(shape), shift.reshape(shape + (2,))
+        return Poses(poses.label, poses.mirrored, theta, shift, score).ranked()
 
 
 def _shifted_templates(model, space, mirrors):
@@ -172,8 +188,10 @@ def _shifted_templates(model, space, mirrors):
     """
     xp, grid = array_module(model.averages), model.grid
     samples = samples_from_coefficients(model.averages * model.weights[:, :, None], grid)[:, : space.n_rings]
-    phases = shift_phases(grid, -space.shifts, xp)[:, : space.n_rings]
-    shifted = angular_coefficients(samples[None] * phases[:, None], grid)[..., : space.n_harmonics]
+    shifted = xp.empty((len(space.shifts), len(model), space.n_rings, space.n_harmonics), dtype=np.complex64)
+    for number, shift in enumerate(space.shifts):  # one at a time, as the samples need several times the memory
+        phases = shift_phases(grid, -shift, xp)[: space.n_rings]
+        shifted[number] = angular_coefficients(samples * phases, grid)[..., : space.n_harmonics]
     # The shift is applied after mirroring, so a mirrored template is the conjugate of a shifted one.
     sets = [shifted.conj(), shifted] if mirrors else [shifted.conj()]
     stacked = xp.concatenate([s.reshape((-1,) + s.shape[2:]) for s in sets])
@@ -209,39 +227,7 @@ def to_average_frame(shift, theta, mirrored):
 
 def shift_samples(samples, shifts, grid):
     """Ring samples (p, K, Phi / 2) of images shifted by `shifts` (p, 2), (y, x) px."""
-    xp = array_module(samples)
-    innermost = dataclasses.replace(grid, n_rings=1)
-    base = shift_phases(innermost, shifts, xp)[:, 0]
-    result = xp.empty_like(samples)
-    phase = base
-    for ring in range(grid.n_rings):  # the radii are 1..K, so the phases are powers of the first ring's
-        result[:, ring] = samples[:, ring] * phase
-        phase = phase * base
-    return result
-
-
-def refine(particles, model, poses: Poses, space: SearchGrid, membership=None, rounds=2) -> Poses:
-    """Poses to a fraction of the grid's step, with scores of all rings, best first.
-
-    Each round fits a parabola to the scores of 5 x 5 shifts around the pose, then one to those of 13 turns; the
-    next round's steps are a third as wide.
-    """
-    xp, shape = array_module(particles.samples), poses.label.shape
-    templates = model.averages * model.weights[:, :, None]
-    label, mirrored, theta = (array.reshape(-1) for array in (poses.label, poses.mirrored, poses.theta))
-    shift, rows = poses.shift.reshape(-1, 2), xp.arange(label.size) // shape[1]
-    block = max(1, _BLOCK_BYTES[xp.__name__] // (32 * particles.samples[0].size)) if label.size else 1
-    parts = []
-    for first in range(0, label.size, block):
-        part = slice(first, first + block)
-        chosen = templates[label[part]]
-        chosen = xp.where(mirrored[part, None, None], chosen.conj(), chosen)
-        samples = particles.samples[rows[part]]
-        parts.append(_refine_pairs(samples, chosen, theta[part], shift[part], space, model.grid, rounds))
-    theta, shift, score = (xp.concatenate(column) for column in zip(*parts))
-    offsets = xp.take_along_axis(model.offsets(particles, membership), poses.label, 1)
-    score = (score.reshape(shape) + offsets).astype(np.float32)
-    return Poses(poses.label, poses.mirrored, theta.reshape(shape), shift.reshape(shape + (2,)), score).ranked()
+    return samples * shift_phases(grid, shifts, array_module(samples))
 
 
 def _refine_pairs(samples, chosen, theta, shift, space, grid, rounds):

@@ -1,24 +1,72 @@
-"""Particles on disk, brought to the form that the classification compares, a batch at a time."""
+"""Particles on disk, brought to the form that the classification compares, a block at a time."""
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 
+from xmipp_accel.backend import to_host
 from xmipp_accel.errors import ParameterError, ProcessingError
 from xmipp_accel.numerics.statistics import usable_rows
+from xmipp_accel.particle_alignment.classify2d_batch import Batch
 from xmipp_accel.particle_alignment.classify2d_model import (
-    PreparedParticles,
     background_power,
     join_particles,
     prepare_particles,
 )
-from xmipp_accel.particle_alignment.polar import polar_grid, soft_circle
+from xmipp_accel.particle_alignment.polar import PolarGrid, polar_grid, soft_circle
 
 _SHARE_OF_NYQUIST = 0.7  # of the outermost ring, where the user names no resolution
 _MOST_RINGS = 32  # likewise: classes differ at low resolution, and the cost grows with the square
 _LEAST_RINGS = 4
 _NOISE_SAMPLE = 1000
-_CHUNK_PIXELS = 1 << 22
+_BLOCK = 2048  # particles; the sums of a run depend on it, so it is the same on every device
+_LEAST_BLOCKS, _LEAST_BLOCK = 8, 128  # so that several devices share a small batch, too
+_OPTICS = "defocus_u", "defocus_v", "defocus_angle", "voltage", "cs", "amplitude_contrast", "phase_shift"
+
+
+@dataclasses.dataclass(frozen=True)
+class Images:
+    """Images that can be used, on the host.
+
+    Attributes
+    ----------
+    pixels : (m, N, N) float32 array
+    rows : (m,) int64 array
+        Of the particles.
+    wanted : (n,) int64 array
+        Rows that were asked for; those of constant images and of pixels that are not numbers are not in `rows`.
+    """
+
+    pixels: np.ndarray
+    rows: np.ndarray
+    wanted: np.ndarray
+
+
+def mask_radius_of(box, parameters) -> float:
+    """Radius in px of the circle around the particle."""
+    if parameters.mask_radius > box / 2:
+        raise ParameterError(
+            f"mask_radius: expected at most half the box, {box / 2:g} px, found {parameters.mask_radius:g}"
+        )
+    return parameters.mask_radius or 0.45 * box
+
+
+def rings_of(box, sampling_rate, parameters) -> PolarGrid:
+    """Rings on which images are compared."""
+    half, wanted = box // 2 - 1, parameters.max_resolution
+    rings = max(1, min(int(_SHARE_OF_NYQUIST * box / 2), _MOST_RINGS, half))
+    if wanted and not sampling_rate:
+        raise ParameterError("max_resolution: the particles' sampling rate is unknown, so it must be 0")
+    if wanted:
+        rings = min(int(box * sampling_rate / wanted), half)
+        if rings < _LEAST_RINGS:
+            coarsest = box * sampling_rate / _LEAST_RINGS
+            raise ParameterError(
+                f"max_resolution: expected at most {coarsest:.1f} A for this box, found {wanted:g}"
+            )
+    return polar_grid(box, rings, mask_radius_of(box, parameters), parameters.max_shift / 100.0 * box)
 
 
 class ParticleSource:
@@ -28,7 +76,9 @@ class ParticleSource:
     ----------
     particles : Particles
     parameters : Classify2DParameters
-    device : Device
+    workers : Workers
+    noise : (K,) float64 array, optional
+        Noise power from an earlier run; measured otherwise.
 
     Raises
     ------
@@ -38,81 +88,83 @@ class ParticleSource:
         No image can be used.
     """
 
-    def __init__(self, particles, parameters, device):
-        self.particles, self.device = particles, device
+    def __init__(self, particles, parameters, workers, noise=None):
+        self.particles, self.workers = particles, workers
         self.box = particles.box
+        self.sampling_rate = particles.sampling_rate or 1.0
         self.max_shift = parameters.max_shift / 100.0 * self.box
-        self.mask_radius = parameters.mask_radius or 0.45 * self.box
-        if self.mask_radius > self.box / 2:
-            raise ParameterError(
-                f"mask_radius: expected at most half the box, {self.box / 2:g} px, found {self.mask_radius:g}"
-            )
-        rings = self._rings(parameters.max_resolution)
-        self.grid = polar_grid(self.box, rings, self.mask_radius, self.max_shift)
+        self.mask_radius = mask_radius_of(self.box, parameters)
+        self.grid = rings_of(self.box, particles.sampling_rate, parameters)
         self.uses_ctf = parameters.ctf == "weight" and particles.has_ctf
-        self.chunk = int(np.clip(_CHUNK_PIXELS // self.box**2, 16, 512))
         self.mask = soft_circle(self.box, self.mask_radius, edge=min(4.0, self.mask_radius))
-        self.usable = self._usable()
-        if not len(self.usable):
-            raise ProcessingError("2D classification: every image is constant or has pixels that are not numbers")
-        sample = np.linspace(0, len(self.usable) - 1, min(len(self.usable), _NOISE_SAMPLE)).astype(int)
-        self.noise = self._noise(self.usable[np.unique(sample)])
+        self.noise = self._noise() if noise is None else noise
 
-    def _rings(self, max_resolution) -> int:
-        half = self.box // 2 - 1
-        if max_resolution == 0:
-            return max(1, min(int(_SHARE_OF_NYQUIST * self.box / 2), _MOST_RINGS, half))
-        if not self.particles.sampling_rate:
-            raise ParameterError("max_resolution: the particles' sampling rate is unknown, so it must be 0")
-        rings = int(self.box * self.particles.sampling_rate / max_resolution)
-        if rings < _LEAST_RINGS:
-            coarsest = self.box * self.particles.sampling_rate / _LEAST_RINGS
-            raise ParameterError(
-                f"max_resolution: expected at most {coarsest:.1f} A for this box, found {max_resolution:g}"
-            )
-        return min(rings, half)
+    def _noise(self) -> np.ndarray:
+        count = len(self.particles)
+        rows = np.unique(np.linspace(0, count - 1, min(count, _NOISE_SAMPLE)).astype(int))
 
-    def _usable(self) -> np.ndarray:
-        """Rows of the images that can be compared."""
-        chunks = self.chunks(np.arange(len(self.particles)))
-        return np.flatnonzero(np.concatenate([usable_rows(self.particles.images(rows)) for rows in chunks]))
+        def measure(worker, _number, images):
+            mask, total = worker.device.asarray(self.mask), np.zeros(self.grid.n_rings)
+            for part in self._pieces(images, worker):
+                pixels = worker.device.asarray(images.pixels[part])
+                total += len(pixels) * background_power(pixels, mask, self.grid.n_rings)
+            return total, len(images.rows)
 
-    def _noise(self, rows) -> np.ndarray:
-        total = np.zeros(self.grid.n_rings)
-        mask = self.device.asarray(self.mask)
-        for part in self.chunks(rows):
-            total += len(part) * background_power(self.images(part), mask, self.grid.n_rings)
-        return total / len(rows)
+        totals, counts = zip(*self.workers.stream(self.read, measure, self.blocks(rows)))
+        return sum(totals) / max(1, sum(counts))
 
-    def chunks(self, rows):
-        """Parts of `rows` whose images fit into memory."""
-        return np.array_split(rows, max(1, -(-len(rows) // self.chunk)))
+    def blocks(self, rows) -> list[np.ndarray]:
+        """Parts of `rows` that one device works on at a time."""
+        size = int(np.clip(len(rows) // _LEAST_BLOCKS, _LEAST_BLOCK, _BLOCK))
+        return [rows[first : first + size] for first in range(0, len(rows), size)]
 
-    def images(self, rows):
-        """Images (m, N, N) float32 on the device."""
-        return self.device.asarray(self.particles.images(rows))
+    def read(self, rows) -> Images:
+        """Images of some rows, those that can be used."""
+        pixels = self.particles.images(rows)
+        good = usable_rows(pixels)
+        return Images(pixels, rows, rows) if good.all() else Images(pixels[good], rows[good], rows)
 
     def optics(self, rows):
         """Arguments of `numerics.ctf` for some particles; None if the CTF is not used."""
-        if not self.uses_ctf:
-            return None
-        names = ("defocus_u", "defocus_v", "defocus_angle", "voltage", "cs", "amplitude_contrast", "phase_shift")
-        return {name: getattr(self.particles, name)[rows] for name in names}
+        return {name: getattr(self.particles, name)[rows] for name in _OPTICS} if self.uses_ctf else None
 
-    def prepare(self, rows) -> PreparedParticles:
-        """Particles of some rows."""
-        parts = [self._prepare(self.images(part), self.optics(part)) for part in self.chunks(rows)]
+    def batch(self, rows) -> tuple[Batch, np.ndarray]:
+        """Particles of some rows at hand, and the rows of those that can be used."""
+        blocks, found = [], []
+
+        def prepare(worker, _number, images):
+            return (self.prepare(worker, images) if len(images.rows) else None), images.rows
+
+        for block, good in self.workers.stream(self.read, prepare, self.blocks(rows)):
+            blocks.append(block)
+            found.append(good)
+        if not any(map(len, found)):
+            raise ProcessingError("2D classification: every image is constant or has pixels that are not numbers")
+        return Batch(self.workers, blocks), np.concatenate(found)
+
+    def _pieces(self, images, worker):
+        step = max(8, worker.budget // (64 * self.box**2))
+        return [slice(first, first + step) for first in range(0, len(images.pixels), step)]
+
+    def prepare(self, worker, images):
+        """`PreparedParticles` of `Images`, at least one, on the device of a worker."""
+        parts = [
+            self._prepare(worker, images.pixels[part], self.optics(images.rows[part]))
+            for part in self._pieces(images, worker)
+        ]
         return join_particles(parts)
 
-    def prepare_references(self, images) -> PreparedParticles:
-        """Reference images (C, N, N), which have no CTF."""
+    def prepare_references(self, images):
+        """Harmonics (C, K, Q) of reference images (C, N, N), which have no CTF, on the host."""
         images = np.asarray(images, dtype=np.float32)
         if images.ndim != 3 or images.shape[1:] != (self.box, self.box):
             raise ParameterError(
                 f"initial references: expected images of {self.box} x {self.box} px, found shape {images.shape}"
             )
-        return self._prepare(self.device.asarray(images), None)
+        work = self.workers.of(0).submit(lambda worker: to_host(self._prepare(worker, images, None).coefficients))
+        return work.result()
 
-    def _prepare(self, images, optics):
-        mask = self.device.asarray(self.mask)
-        return prepare_particles(images, mask, self.grid, self.noise, optics, self.particles.sampling_rate or 1.0)
+    def _prepare(self, worker, pixels, optics):
+        mask = worker.device.asarray(self.mask)
+        pixels = worker.device.asarray(pixels)
+        return prepare_particles(pixels, mask, self.grid, self.noise, optics, self.sampling_rate)

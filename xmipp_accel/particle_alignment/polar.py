@@ -21,11 +21,12 @@ the samples by ``exp(-2 pi i k (cos(phi) s_x + sin(phi) s_y) / N)``. A particle 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 
 import numpy as np
 
-from xmipp_accel.backend import array_module
+from xmipp_accel.backend import array_module, from_host
 
 _BLOCK_BYTES = 64 << 20
 
@@ -187,7 +188,7 @@ def angular_coefficients(samples, grid):
         ``F[k, q]``. The other half circle is the conjugate: even q take the real part, odd q the imaginary one.
     """
     xp = array_module(samples)
-    even, odd = (xp.asarray(matrix) for matrix in _harmonic_kernels(grid))
+    even, odd = (from_host(matrix, xp) for matrix in _harmonic_kernels(grid))
     rings = samples.reshape(-1, samples.shape[-1])  # one large matrix product instead of many small ones
     result = xp.empty((len(rings), grid.n_harmonics), dtype=np.complex64)
     result[:, 0::2] = (xp.ascontiguousarray(rings.real) @ even).view(np.complex64)
@@ -195,6 +196,7 @@ def angular_coefficients(samples, grid):
     return result.reshape(samples.shape[:-1] + (grid.n_harmonics,))
 
 
+@functools.lru_cache(maxsize=16)
 def _harmonic_kernels(grid):
     """Real matrices (Phi / 2, 2 Q_even) and (Phi / 2, 2 Q_odd), interleaved real and imaginary columns."""
     q = np.arange(grid.n_harmonics)
@@ -207,15 +209,22 @@ def _harmonic_kernels(grid):
 def samples_from_coefficients(coefficients, grid):
     """Ring samples (..., K, Phi / 2) of harmonics (..., K, Q), complex64: undoes :func:`angular_coefficients`."""
     xp = array_module(coefficients)
+    even, odd = (from_host(matrix, xp) for matrix in _sample_kernels(grid))
+    rings = coefficients.reshape(-1, grid.n_harmonics)
+    samples = xp.empty((len(rings), len(grid.angles)), dtype=np.complex64)
+    samples.real = _pairs(rings[:, 0::2]) @ even
+    samples.imag = _pairs(rings[:, 1::2]) @ odd
+    return samples.reshape(coefficients.shape[:-1] + (len(grid.angles),))
+
+
+@functools.lru_cache(maxsize=16)
+def _sample_kernels(grid):
+    """Real matrices (2 Q_even, Phi / 2) and (2 Q_odd, Phi / 2), interleaved real and imaginary rows."""
     kernel = np.exp(1j * np.outer(np.arange(grid.n_harmonics), grid.angles)) * grid.harmonic_weights[:, None]
     # F[k, -q] = (-1)^q conj F[k, q]: even harmonics add up to a real part, odd ones to an imaginary one.
     even = np.stack([kernel.real, -kernel.imag], axis=1)[0::2].reshape(-1, len(grid.angles))
     odd = np.stack([kernel.imag, kernel.real], axis=1)[1::2].reshape(-1, len(grid.angles))
-    rings = coefficients.reshape(-1, grid.n_harmonics)
-    samples = xp.empty((len(rings), len(grid.angles)), dtype=np.complex64)
-    samples.real = _pairs(rings[:, 0::2]) @ xp.asarray(even.astype(np.float32))
-    samples.imag = _pairs(rings[:, 1::2]) @ xp.asarray(odd.astype(np.float32))
-    return samples.reshape(coefficients.shape[:-1] + (len(grid.angles),))
+    return even.astype(np.float32), odd.astype(np.float32)
 
 
 def _pairs(values):
