@@ -4,44 +4,17 @@ import numpy as np
 import pytest
 
 from tests.particle_alignment import simulated
-from xmipp_accel.backend import CPU
-from xmipp_accel.errors import ParameterError, ProcessingError
+from tests.particle_alignment.conftest import POINTS
+from xmipp_accel.errors import ParameterError
 from xmipp_accel.io.images import read_stack, write_stack
 from xmipp_accel.io.particles import read_particles
 from xmipp_accel.io.publish import read_json
 from xmipp_accel.numerics.rotations import euler_to_matrix, viewing_directions
 from xmipp_accel.numerics.symmetry import symmetry_matrices
-from xmipp_accel.particle_alignment import assignment, comparison, sweep
-from xmipp_accel.particle_alignment.align import PolarAligner
 from xmipp_accel.particle_alignment.executor import AlignSignificantExecutor
 from xmipp_accel.particle_alignment.gallery import open_references
 from xmipp_accel.particle_alignment.parameters import AlignSignificantParameters
 from xmipp_accel.particle_alignment.poses import apply_poses
-
-POINTS = simulated.centres(np.random.default_rng(5))
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    """Clean particles, and noisy ones with a CTF."""
-    folder = tmp_path_factory.mktemp("particles")
-    plain = simulated.make_particles(folder / "plain", POINTS, n=12, snr=20)
-    ctf = simulated.make_particles(folder / "ctf", POINTS, n=24, snr=1, ctf=True, seed=1)
-    return {"plain": plain, "ctf": ctf, "volume": folder / "plain" / "volume.mrc"}
-
-
-@pytest.fixture
-def align(data, tmp_path):
-    def run(particles="plain", references=None, device=None, mask=None, **values):
-        values = {"angular_sampling": 15.0, **values}
-        arguments = [AlignSignificantParameters(**values)] + ([device] if device else [])
-        particles = data[particles] if isinstance(particles, str) else particles
-        result = AlignSignificantExecutor(*arguments).align(
-            particles, references or data["volume"], tmp_path / "out", candidate_mask=mask
-        )
-        return result, read_particles(result.particles_xmd)
-
-    return run
 
 
 def test_poses_are_found(device, data, align):
@@ -164,19 +137,6 @@ def test_refinement_improves_shifts_and_scores(data, align):
     assert (fine.extra["maxCC"] > coarse.extra["maxCC"]).all()
     truth = data["plain"]
     assert np.median(simulated.shift_errors(truth, fine)) < 0.6 * np.median(simulated.shift_errors(truth, coarse))
-
-
-def test_two_stages_find_what_one_finds(align, monkeypatch):
-    """The first stage on 8 of 14 rings, the second among 64 of 642 references."""
-    one = align("ctf", angular_sampling=7.5)[1]
-    monkeypatch.setattr(comparison, "_COARSE_RINGS", 8)
-    monkeypatch.setattr(assignment, "_CANDIDATES", 64)
-    result, two = align("ctf", angular_sampling=7.5)
-    assert result.n_rings == 14 and result.n_shifts < 30
-    same = one.class_id == two.class_id
-    assert same.mean() > 0.95
-    np.testing.assert_allclose(two.extra["maxCC"][same], one.extra["maxCC"][same], atol=1e-3)
-    np.testing.assert_allclose(two.shift_x[same], one.shift_x[same], atol=0.05)
 
 
 def test_ctf_modes(data, align):
@@ -353,36 +313,6 @@ def test_unusable_images_are_left_out(data, align, tmp_path, algorithm):
     kept = np.isin(expected.item_id, found.item_id)
     np.testing.assert_array_equal(expected.item_id[~kept], [5, 10])
     np.testing.assert_allclose(found.psi, expected.psi[kept], atol=1e-4)
-
-
-def test_several_devices_give_the_same_result(data, tmp_path, monkeypatch):
-    monkeypatch.setitem(sweep._BATCH, "cpu", 5)
-    parameters = AlignSignificantParameters(angular_sampling=15, keep_best=2)
-    files = []
-    for count in (1, 3):
-        executor = AlignSignificantExecutor(parameters, *[CPU] * count)
-        result = executor.align(data["ctf"], data["volume"], tmp_path / str(count))
-        files.append(open(result.particles_xmd).read())
-    assert files[0] == files[1] and result.device == "cpu, cpu, cpu"
-
-
-def test_batches_that_do_not_fit_into_memory_are_halved(data, align, monkeypatch):
-    expected = align()[1]
-    compare, sizes = PolarAligner.compare, []
-
-    def small(self, particles, allowed=None):
-        sizes.append(len(particles))
-        if len(particles) > limit:
-            raise MemoryError
-        return compare(self, particles, allowed)
-
-    monkeypatch.setattr(PolarAligner, "compare", small)
-    limit = 4
-    np.testing.assert_array_equal(align()[1].class_id, expected.class_id)
-    assert sizes == [12, 6, 3, 3, 6, 3, 3]
-    limit = 0
-    with pytest.raises(ProcessingError, match="cpu: one particle"):
-        align()
 
 
 def test_equivalent_directions_by_symmetry(tmp_path):
