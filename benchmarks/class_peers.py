@@ -67,10 +67,12 @@ def run_aspire(particles, folder, neighbours, python):
     """
     folder = Path(folder).resolve()
     folder.mkdir(parents=True, exist_ok=True)
-    script, stack = Path(__file__).with_name("aspire_peer.py"), particles.star.with_name("particles.mrcs")
+    script = Path(__file__).resolve().with_name("aspire_peer.py")
+    stack = particles.star.resolve().with_name("particles.mrcs")
     command = [python, script, stack, neighbours, folder / "neighbours.npz"]
     with open(folder / "log.txt", "w") as log:
-        subprocess.run([str(part) for part in command], check=True, stdout=log, stderr=log)
+        # ASPIRE writes logs into the folder that it runs in.
+        subprocess.run([str(part) for part in command], cwd=folder, check=True, stdout=log, stderr=log)
     with np.load(folder / "neighbours.npz") as found:
         others, seconds = found["neighbours"][:, 1:], float(found["seconds"])
     return float((particles.classes[others] == particles.classes[:, None]).mean()), seconds

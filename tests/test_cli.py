@@ -34,7 +34,7 @@ def _help(capsys, *arguments):
                 "--algorithm xmipp --max-shift 25",
             ],
         ),
-        ("classify", ["--number-of-classes", "--iterations", "--initial-references", "--device"]),
+        ("classify", ["--initial-references", "--continue STATE", "--fixed-references", "cuda:0,cuda:1"]),
         ("initial-volume", ["--alpha-start", "(default: 80.0)", "--reference", "--device"]),
         ("reconstruct", ["--symmetry", "(default: c1)", "--name", "--device"]),
         ("demo", ["--engine-only", "--seed", "--device"]),

@@ -40,8 +40,8 @@ def test_poses_and_map_are_found_from_random_angles(tmp_path, symmetry):
     points = POINTS
     if symmetry != "c1":
         points = np.concatenate([POINTS[:8] @ matrix.T for matrix in symmetry_matrices(symmetry)])
-    particles = make_particles(tmp_path, points, n=60, snr=2.0, shift=1.0, seed=3)
-    few = dict(starts=4, iterations=30, max_resolution=16.0, angular_sampling=10.0)
+    particles = make_particles(tmp_path, points, n=100, snr=2.0, shift=1.0, seed=3)
+    few = dict(starts=4, iterations=24, max_resolution=16.0, angular_sampling=10.0)
     result, rows, volume = reconstruct(particles, tmp_path / "out", symmetry=symmetry, **few)
     # A wrong solution agrees by a tenth to a half; the true volume aligns them all.
     assert share_within(matrices(rows), matrices(particles), 15.0, symmetry) > 0.9

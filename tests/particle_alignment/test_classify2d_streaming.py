@@ -116,7 +116,7 @@ def test_an_interrupted_run_ends_as_one_that_was_not(data, tmp_path, monkeypatch
 
 def test_an_interrupted_assignment_goes_on_behind_its_last_block(data, done, tmp_path, monkeypatch):
     monkeypatch.setattr(classify2d_state, "SAVE_SECONDS", 0.0)
-    monkeypatch.setattr(classify2d_source, "_LEAST_BLOCK", 20)
+    monkeypatch.setattr(classify2d_source, "_BLOCK", 20)
     options = dict(fixed_references=True, references=done[0].averages)
     whole, rows = classify(data[0], tmp_path / "whole", **options)
     read, calls = classify2d_source.ParticleSource.read, []
@@ -224,7 +224,7 @@ def test_soft_assignment_shares_particles(data, done, tmp_path):
 
 @pytest.mark.parametrize("choices", [{}, dict(batch_size=60, iterations=3)], ids=["at once", "online"])
 def test_several_devices_give_what_one_gives(data, tmp_path, monkeypatch, choices):
-    monkeypatch.setattr(classify2d_source, "_LEAST_BLOCK", 10)
+    monkeypatch.setattr(classify2d_source, "_BLOCK", 10)
     one, rows = classify(data[0], tmp_path / "one", **choices)
     two, found = classify(data[0], tmp_path / "two", devices=(CPU, CPU), **choices)
     assert two.device == "cpu, cpu"
@@ -268,7 +268,7 @@ def test_unusable_images_do_not_change_what_an_interrupted_run_ends_with(data, t
     images[5:60:2] = 0.0
     write_stack(tmp_path / "some.mrcs", images, 5.0)
     particles.stack = [str(tmp_path / "some.mrcs")] * COUNT
-    monkeypatch.setattr(classify2d_source, "_LEAST_BLOCK", 10)
+    monkeypatch.setattr(classify2d_source, "_BLOCK", 10)
     whole, rows = classify(particles, tmp_path / "whole")
     monkeypatch.setattr(classify2d_state, "SAVE_SECONDS", 0.0)
 

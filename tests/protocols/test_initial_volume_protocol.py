@@ -25,7 +25,7 @@ POINTS = centres(np.random.default_rng(8))
 @pytest.fixture(scope="module")
 def imported(project, tmp_path_factory):  # noqa: F811
     folder = tmp_path_factory.mktemp("images")
-    particles = make_particles(folder, POINTS, n=60, snr=2.0, shift=1.0, ctf=True, seed=3)
+    particles = make_particles(folder, POINTS, n=100, snr=2.0, shift=1.0, ctf=True, seed=3)
     write_particles(folder / "particles.star", particles)
     run = launch(project, XmippAccelProtImportParticles, particlesFile=str(folder / "particles.star"))
     assert run.isFinished(), log_of(run)
@@ -49,12 +49,12 @@ def made(project, pointer, **values):  # noqa: F811
 
 def test_particles_get_a_volume_and_poses(project, imported):  # noqa: F811
     source, particles, _ = imported
-    run = made(project, output_pointer(source, "outputParticles"), numberOfStarts=4, iter=30)
+    run = made(project, output_pointer(source, "outputParticles"), numberOfStarts=4, iter=24)
     volume, rate = read_volume(run.outputVolume.getFileName())
     assert volume.shape == (32, 32, 32) and rate == pytest.approx(4.0)
     assert run.outputVolume.getSamplingRate() == 4.0
     output = run.outputParticles
-    assert output.hasAlignmentProj() and output.hasCTF() and output.getSize() == 60
+    assert output.hasAlignmentProj() and output.hasCTF() and output.getSize() == 100
     found = convert.particles_from_set(output)
     np.testing.assert_array_equal(found.item_id, particles.item_id)
     poses = euler_to_matrix(found.rot, found.tilt, found.psi)

@@ -85,7 +85,7 @@ def likelihood_temperatures(scores, independent):
     return independent * best / (1 - best**2)
 
 
-def average_views(images, rows, references, share, confidence=1.0) -> Views:
+def average_views(images, rows, references, share, power=1.0) -> Views:
     """Compare images with views and average them, each over all views and in-plane angles at their best shifts.
 
     Parameters
@@ -97,8 +97,8 @@ def average_views(images, rows, references, share, confidence=1.0) -> Views:
         Harmonics of the views, on the images' device.
     share : float
         Of the views that an image spreads over; more where its likelihood does not tell so few views apart.
-    confidence : float
-        Power of that likelihood.
+    power : float
+        Of that likelihood.
     """
     grid, xp = images.grid, array_module(references)
     references = normalize_references(references, grid, images.weights)
@@ -113,9 +113,7 @@ def average_views(images, rows, references, share, confidence=1.0) -> Views:
         part = slice(start, start + _BATCH)
         scores, psi, shift = (to_host(a) for a in search(images.samples[rows[part]], images.shifts))
         scores = np.where(np.isfinite(scores), scores / norms[part], -1.0)
-        beta = np.minimum(
-            temperatures(scores, share), confidence * likelihood_temperatures(scores, images.independent)
-        )
+        beta = np.minimum(temperatures(scores, share), power * likelihood_temperatures(scores, images.independent))
         harmonics = images.shifted_harmonics(rows[part])
         best = scores.argmax(axis=1)
         for i, image in enumerate(rows[part]):

@@ -19,8 +19,9 @@ from xmipp_accel.particle_alignment import polar
 from xmipp_accel.reconstruction.accumulator import FourierAccumulator
 from xmipp_accel.reconstruction.parameters import ReconstructFourierParameters
 
-# Power of the likelihood in the starts: while the volume is wrong, images must not settle on its views.
-_DOUBT = 0.5
+# Powers of the likelihood, in turn, in the starts: few clean images settle too early on the views of a wrong
+# volume with all of it, and noisy ones blur the volume away with less.
+_POWERS = 0.5, 1.0
 _LARGEST_SHARE = 0.5  # of the views; an image that counts in all of them equally adds nothing but a sphere
 _PERTURBATION = 0.25  # of the angular step: no grid is favoured by all iterations
 _STEP = 0.75  # resolution elements at the mask's rim between neighbouring views
@@ -153,20 +154,19 @@ class SignificantLoop:
             volume = self._insert(images, pictures, random_matrices(len(rows), rng), np.ones(len(rows)))
         else:
             volume = resize_volume(reference, images.grid.box)
-        name = f"start{number + 1:02d}"
-        volume, iterations = self._anneal(images, volume, 0, self._coarse_iterations, rng, name)
+        name, power = f"start{number + 1:02d}", _POWERS[number % len(_POWERS)]
+        volume, iterations = self._anneal(images, volume, 0, self._coarse_iterations, rng, name, power)
         judges = np.linspace(0, len(images) - 1, min(len(images), _JUDGES)).astype(np.int64)
         matrices = self._views(images, None)[0]
         views = average_views(images, judges, self._references(images, volume, matrices), self._shares[-1])
         return Start(volume, float(views.score.mean()), iterations)
 
-    def _anneal(self, images, volume, first, last, rng, name):
+    def _anneal(self, images, volume, first, last, rng, name, power=1.0):
         iterations = []
-        confidence = 1.0 if first else _DOUBT
         for share in self._shares[first:last]:
             matrices, step = self._views(images, rng)
             rows = self._drawn(images, rng, _FINER if first else 1)
-            views = average_views(images, rows, self._references(images, volume, matrices), share, confidence)
+            views = average_views(images, rows, self._references(images, volume, matrices), share, power)
             used = np.flatnonzero(views.weight > 1e-6)
             averages = views.averages[self.device.asarray(used)]
             pictures = polar.images_from_samples(

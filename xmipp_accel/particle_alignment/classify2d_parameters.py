@@ -64,7 +64,7 @@ class Classify2DParameters(Parameters):
     batch_size: int = parameter(
         0,
         "Particles of one iteration; until as many have come, all are sorted anew with each further instalment."
-        " 0 takes 300 for each class and at least 2000.",
+        " 0 takes 200 for each class and at least 3000.",
         minimum=0,
         advanced=True,
     )

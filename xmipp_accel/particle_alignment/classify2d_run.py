@@ -26,7 +26,7 @@ _SCALE_ROUNDS = 2
 
 def batch_size(parameters, count) -> int:
     """Particles of one iteration with `count` classes."""
-    return parameters.batch_size or max(2000, 300 * count)
+    return parameters.batch_size or max(3000, 200 * count)
 
 
 class ClassificationRun:

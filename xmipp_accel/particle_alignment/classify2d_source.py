@@ -21,8 +21,8 @@ _SHARE_OF_NYQUIST = 0.7  # of the outermost ring, where the user names no resolu
 _MOST_RINGS = 32  # likewise: classes differ at low resolution, and the cost grows with the square
 _LEAST_RINGS = 4
 _NOISE_SAMPLE = 1000
-_BLOCK = 2048  # particles; the sums of a run depend on it, so it is the same on every device
-_LEAST_BLOCKS, _LEAST_BLOCK = 8, 128  # so that several devices share a small batch, too
+_BLOCK = 4096  # particles, enough to fill a GPU; the sums of a run depend on it, so it is one for every device
+_BLOCK_BYTES = 256 << 20  # of its images, of which several blocks are read ahead
 _OPTICS = "defocus_u", "defocus_v", "defocus_angle", "voltage", "cs", "amplitude_contrast", "phase_shift"
 
 
@@ -115,7 +115,7 @@ class ParticleSource:
 
     def blocks(self, rows) -> list[np.ndarray]:
         """Parts of `rows` that one device works on at a time."""
-        size = int(np.clip(len(rows) // _LEAST_BLOCKS, _LEAST_BLOCK, _BLOCK))
+        size = max(1, min(_BLOCK, _BLOCK_BYTES // (4 * self.box**2)))
         return [rows[first : first + size] for first in range(0, len(rows), size)]
 
     def read(self, rows) -> Images:
