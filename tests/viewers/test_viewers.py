@@ -1,5 +1,6 @@
 """The viewers draw what the outputs hold; no window is opened."""
 
+import os
 import types
 
 import numpy as np
@@ -232,7 +233,8 @@ def two_classes(images):
     """Classes of three particles and of the others, and the images that they show."""
     averages_stack = RNG.normal(size=(2, 8, 8)).astype(np.float32)
     write_stack("classes.mrcs", averages_stack, 2.0)
-    classes = SetOfClasses2D(filename="classes.sqlite")
+    # Scipion keeps connections by name, also those of other tests' folders.
+    classes = SetOfClasses2D(filename=os.path.abspath("classes.sqlite"))
     classes._imagesPointer.set(images)
     classes.classifyItems(
         updateItemCallback=lambda item, _: item.setClassId(1 if item.getObjId() < 4 else 2),
