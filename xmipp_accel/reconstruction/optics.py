@@ -8,8 +8,6 @@ import numpy as np
 
 from xmipp_accel.numerics.ctf import ANGSTROM_PER_MILLIMETRE, electron_wavelength
 
-CTF_MODES = {"none": 0, "weight": 1, "phase_flipped": 2}
-
 
 @dataclasses.dataclass(frozen=True)
 class ParticleOptics:
@@ -44,7 +42,7 @@ class ParticleOptics:
         Returns
         -------
         (count, 5) float32 array
-            As :func:`xmipp_accel.kernels.reference.insert.prepare_slices` takes it.
+            Of ``o0 k2 + o1 (kx^2 - ky^2) + o2 2 kx ky - o3 k2^2 + o4``.
         """
         values = [
             np.broadcast_to(np.asarray(getattr(self, f.name), float), count) for f in dataclasses.fields(self)
