@@ -76,9 +76,9 @@ class SlicePlan:
         ramp_x = np.exp(offset[:, 1:] * np.arange(grid.columns))
         ramps = tuple(from_host(ramp.astype(np.complex64), xp) for ramp in (ramp_y, ramp_x))
         table = xp.zeros((0, 0, 3), xp.float32) if self.table is None else self.table
-        arrays = transforms, *ramps, from_host(factors, xp), table
         inside_only = not self.gridding.as_xmipp
         # A voxel that takes one sample only cannot take one twice.
         once = inside_only and self.gridding.kernel != "nearest"
         choices = grid.rows, grid.limit, self.mode, sideband, inside_only, once
-        return insert.prepare_slices(*arrays, *choices)
+        arguments = [transforms, *ramps, from_host(factors, xp), table, *choices]
+        return insert.prepare_slices(*arguments)

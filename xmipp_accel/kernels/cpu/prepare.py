@@ -13,7 +13,8 @@ import numpy as np
 
 def prepare_slices(arrays, limit, flags, slices):
     """As the reference, into float32 `slices` and on this thread alone; `arrays` and `flags` in its order."""
-    _prepare(*arrays, float(limit), *flags, slices)
+    arguments = [*arrays, float(limit), *flags, slices]
+    _prepare(*arguments)
 
 
 @numba.njit(cache=True, fastmath=True, nogil=True)
