@@ -101,7 +101,7 @@ class Particles:
         if unknown:
             raise ParameterError(f"particles: expected optics groups {sorted(self.groups)}, found {min(unknown)}")
         if self.groups and count:
-            self.sampling_rate = self._group(self.optics_group[0]).sampling_rate or self.sampling_rate
+            self.sampling_rate = self._optics(self.optics_group[0]).sampling_rate or self.sampling_rate
 
     @classmethod
     def _columns(cls):
@@ -154,9 +154,9 @@ class Particles:
         return _box(self.stack[0])
 
     def _box_of(self, row) -> int:
-        return self._group(self.optics_group[row]).box or _box(self.stack[row])
+        return self._optics(self.optics_group[row]).box or _box(self.stack[row])
 
-    def _group(self, number) -> OpticsGroup:
+    def _optics(self, number) -> OpticsGroup:
         return self.groups.get(int(number)) or OpticsGroup(f"opticsGroup{number}", self.sampling_rate)
 
     def used_groups(self) -> dict[int, OpticsGroup]:
@@ -164,8 +164,8 @@ class Particles:
         numbers, first = np.unique(self.optics_group, return_index=True)
         return {
             number: dataclasses.replace(
-                self._group(number),
-                sampling_rate=self._group(number).sampling_rate or self.sampling_rate,
+                self._optics(number),
+                sampling_rate=self._optics(number).sampling_rate or self.sampling_rate,
                 box=self._box_of(row),
             )
             for number, row in zip(numbers.tolist(), first.tolist())
@@ -175,7 +175,7 @@ class Particles:
     def sampling_rates(self) -> np.ndarray:
         """A/px of each particle's image, (n,) float64."""
         numbers, places = np.unique(self.optics_group, return_inverse=True)
-        rates = [self._group(number).sampling_rate or self.sampling_rate for number in numbers]
+        rates = [self._optics(number).sampling_rate or self.sampling_rate for number in numbers]
         return np.array(rates, dtype=np.float64)[places.reshape(-1)]
 
     @property
@@ -196,7 +196,9 @@ class Particles:
         """Raise a `ParameterError` that tells the sizes if pixels or boxes of several sizes are mixed."""
         if self.mixed:
             found = ", ".join(f"{box} px of {rate:g} A" for box, rate in self._sizes())
-            raise ParameterError(f"particles: expected one pixel size and one box in all optics groups, found {found}")
+            raise ParameterError(
+                f"particles: expected one pixel size and one box in all optics groups, found {found}"
+            )
 
 
 def _box(stack) -> int:
@@ -261,7 +263,7 @@ def _find(path, name) -> str:
 
 
 def _check(path, particles):
-    """Compare with the headers of the stacks, and take from there the sampling rates that the file does not have."""
+    """Compare with the headers of the stacks, and take the sampling rate from there if the file has none."""
     sizes: dict[int, list[int]] = {}
     for stack, places in _group(particles.stack).items():
         header = open_stack(stack)[0]
@@ -285,8 +287,8 @@ def write_particles(path, particles: Particles):
     """Publish particles with absolute paths as a STAR file of RELION 3.1 (.star) or an Xmipp file (.xmd).
 
     RELION knows no mirrored images: with `flip`, the pose is written as the equivalent one from the other side
-    (tilt + 180, -psi, -shift_x). Xmipp knows no optics groups: their aberrations are lost, and particles of several
-    pixel or box sizes are a `ParameterError`.
+    (tilt + 180, -psi, -shift_x). Xmipp knows no optics groups: their aberrations are lost, and particles of
+    several pixel or box sizes are a `ParameterError`.
     """
     dialect = relion if Path(path).suffix.lower() == ".star" else xmipp
     absolute = {stack: os.path.abspath(stack) for stack in set(particles.stack)}

@@ -27,15 +27,22 @@ _RADIAN_PER_MILLIRADIAN = 1e-3
 
 
 def true_frequencies(kx, ky, magnification=None):
-    """Frequencies ``M k`` of the specimen that appear at (kx, ky), as a pair of arrays.
+    """Frequencies ``M k`` of the specimen that appear at (kx, ky).
 
     Parameters
     ----------
-    kx, ky : arrays
+    kx, ky : float arrays, NumPy or CuPy
         Frequencies of the image in any unit; broadcast against each other.
     magnification : (2, 2) array_like, optional
         None means the identity.
+
+    Returns
+    -------
+    (float64 array, float64 array)
+        x and y.
     """
+    xp = array_module(kx)
+    kx, ky = xp.asarray(kx, dtype=np.float64), xp.asarray(ky, dtype=np.float64)
     if magnification is None:
         return kx, ky
     m = np.asarray(magnification, dtype=np.float64).tolist()
@@ -130,8 +137,6 @@ def zernike(degree: int, order: int, x, y):
 
 
 def _zernike_sum(kx, ky, coefficients: Sequence[float], order_of: Callable[[int], tuple[int, int]]):
-    xp = array_module(kx)
-    kx, ky = xp.asarray(kx, dtype=np.float64), xp.asarray(ky, dtype=np.float64)
     total = 0.0 * (kx + ky)
     for index, coefficient in enumerate(coefficients):
         if coefficient:
