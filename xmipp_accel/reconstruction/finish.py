@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from xmipp_accel.backend import array_module, fft_module
+from xmipp_accel.backend import array_module, chunks, fft_module
 from xmipp_accel.reconstruction.blob import TABLE_SIZE, blob_apodisation, blob_values
 from xmipp_accel.reconstruction.geometry import Geometry
 from xmipp_accel.reconstruction.symmetry import apply_permutations, complete_plane
@@ -48,12 +48,12 @@ def make_map(sums, geometry: Geometry, parameters):
     xp = array_module(sums)
     means = None if _like_xmipp(parameters) else _shell_means(sums)
     slabs = xp.empty((geometry.box,) + sums.shape[1:3], dtype=xp.complex64)
-    for rows in _chunks(xp, sums.shape[1], sums.shape[0] * sums.shape[2]):
+    for rows in chunks(xp, sums.shape[1], sums.shape[0] * sums.shape[2]):
         mean = _divide(sums[:, rows], _squares(sums, slice(None), rows), means, geometry, parameters)
         slabs[:, rows] = _cut_inverse(mean, 0, geometry)
     fft, kept = fft_module(sums), _kept(geometry, xp)
     volume = xp.empty((geometry.box,) * 3, dtype=xp.float32)
-    for planes in _chunks(xp, geometry.box, slabs[0].size):
+    for planes in chunks(xp, geometry.box, slabs[0].size):
         lines = _cut_inverse(slabs[planes], 1, geometry)
         volume[planes] = xp.take(fft.irfft(lines, n=geometry.padded, axis=2), kept, axis=2)
     volume /= _apodisation(geometry, parameters, xp)
@@ -62,12 +62,6 @@ def make_map(sums, geometry: Geometry, parameters):
 
 def _like_xmipp(parameters):
     return parameters.method != "direct" and parameters.wiener == 0
-
-
-def _chunks(xp, length, size):
-    """Slices of `length` items of `size` voxels: few voxels for a processor's cache, many for a GPU."""
-    step = max(1, (1 << 19 if xp is np else 1 << 25) // size)
-    return [slice(first, min(first + step, length)) for first in range(0, length, step)]
 
 
 def _squares(sums, planes, rows):
@@ -89,7 +83,7 @@ def _shell_means(sums):
     xp = array_module(sums)
     size = 2 * sums.shape[2] + 1
     total, count = xp.zeros(size), xp.zeros(size)
-    for planes in _chunks(xp, sums.shape[0], sums.shape[1] * sums.shape[2]):
+    for planes in chunks(xp, sums.shape[0], sums.shape[1] * sums.shape[2]):
         shells = _shells(_squares(sums, planes, slice(None))).ravel()
         total += xp.bincount(shells, sums[planes][..., 2].ravel(), size)
         count += xp.bincount(shells, minlength=size)
