@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 from typing import Any
 
@@ -13,8 +12,9 @@ from xmipp_accel.errors import ParameterError, ProcessingError
 from xmipp_accel.numerics.symmetry import symmetry_matrices
 from xmipp_accel.reconstruction import insert
 from xmipp_accel.reconstruction.blob import blob_table
-from xmipp_accel.reconstruction.finish import join_sides, make_map
+from xmipp_accel.reconstruction.finish import join_sides
 from xmipp_accel.reconstruction.geometry import plan_geometry
+from xmipp_accel.reconstruction.maps import Maps, make_maps
 from xmipp_accel.reconstruction.optics import CTF_MODES
 from xmipp_accel.reconstruction.shift import shift_bspline
 from xmipp_accel.reconstruction.symmetry import factorise
@@ -24,17 +24,8 @@ logger = logging.getLogger(__name__)
 LARGEST_BATCH = 1024
 
 
-@dataclasses.dataclass(frozen=True)
-class Maps:
-    """Maps (box, box, box) float32 on the accumulator's device; the halves are None without half maps."""
-
-    full: Any
-    half1: Any
-    half2: Any
-
-
 class FourierAccumulator:
-    """Sums of inserted images on one device; one set of sums for each half.
+    """Sums of inserted images on one device: one array for each half set and, within it, each group.
 
     Parameters
     ----------
@@ -67,7 +58,8 @@ class FourierAccumulator:
         self._operators: np.ndarray = splits[1]
         self._table = blob_table(parameters.blob_radius, parameters.blob_order, parameters.blob_alpha)
         self._check_memory()
-        self.counts = [0, 0] if parameters.halves else [0]
+        self.groups = max(1, parameters.error_groups)
+        self.counts = [0] * ((2 if parameters.halves else 1) * self.groups)
         with device.activate():
             self._sums: Any = [self._zeros() for _ in self.counts]
 
@@ -87,8 +79,9 @@ class FourierAccumulator:
     def footprint(self) -> int:
         """Bytes that the sums and the most demanding moment of finishing take."""
         voxels = int(np.prod(self.geometry.accumulator_shape[:3], dtype=np.int64))
-        sums = 16 * (2 if self.parameters.halves else 1) * voxels
-        return sums + voxels * (44 if len(self._permutations) > 1 else 16)
+        sums = 16 * (2 if self.parameters.halves else 1) * voxels * max(1, self.parameters.error_groups)
+        totals = 48 * voxels if self.parameters.error_groups else 0
+        return sums + totals + voxels * (44 if len(self._permutations) > 1 else 16)
 
     def batch_size(self) -> int:
         """How many images one call of :meth:`insert` should get."""
@@ -99,7 +92,7 @@ class FourierAccumulator:
         budget = 0.2 * self.device.free_memory() if self.device.kind == "cuda" else 5e8
         return int(np.clip(budget / image, 1, LARGEST_BATCH))
 
-    def insert(self, images, matrices, shifts, *, weights=None, optics=None, flips=None, halves=None):
+    def insert(self, images, matrices, shifts, *, weights=None, optics=None, flips=None, halves=None, groups=None):
         """Add a batch of images.
 
         Parameters
@@ -118,6 +111,8 @@ class FourierAccumulator:
             reads Xmipp's column ``flip``.
         halves : (n,) array_like of 1 and 2, optional
             Needed with half maps.
+        groups : (n,) array_like of 0 to error_groups - 1, optional
+            Needed with the parameter `error_groups`.
         """
         count = len(images)
         matrices = np.array(matrices, dtype=np.float64).reshape(count, 3, 3)
@@ -128,13 +123,24 @@ class FourierAccumulator:
             matrices[flips] *= np.array([-1.0, 1.0, -1.0])[:, None]
             shifts[flips, 1] *= -1
         weights = np.ones(count, np.float32) if weights is None else np.asarray(weights, dtype=np.float32)
-        if len(self._sums) == 1:
+        sets = self._sets(count, halves, groups)
+        arrays = images, matrices, shifts, weights, self._coefficients(optics, count), sets
+        with self.device.activate():
+            self._insert_fitting(*arrays)
+
+    def _sets(self, count, halves, groups):
+        """Which of the sums each image goes to."""
+        if not self.parameters.halves:
             halves = np.ones(count, dtype=int)
         elif halves is None or not np.isin(halves, (1, 2)).all():
             raise ParameterError("halves: expected half set 1 or 2 for every image, since half maps are on")
-        arrays = images, matrices, shifts, weights, self._coefficients(optics, count), np.asarray(halves)
-        with self.device.activate():
-            self._insert_fitting(*arrays)
+        if self.groups == 1:
+            groups = np.zeros(count, dtype=int)
+        elif groups is None or not np.isin(groups, range(self.groups)).all():
+            raise ParameterError(
+                f"groups: expected 0 to {self.groups - 1} for every image, since error_groups is on"
+            )
+        return (np.asarray(halves) - 1) * self.groups + np.asarray(groups)
 
     def _coefficients(self, optics, count):
         if self.parameters.ctf == "none":
@@ -145,7 +151,7 @@ class FourierAccumulator:
 
     def _insert_fitting(self, *arrays):
         """Insert a batch, in parts where the device has no room for all of it."""
-        images, matrices, shifts, weights, coefficients, halves = arrays
+        images, matrices, shifts, weights, coefficients, sets = arrays
         count = len(images)
         try:
             slices = self._slices(self.device.asarray(images, np.float32), shifts, weights, coefficients)
@@ -160,7 +166,7 @@ class FourierAccumulator:
             return
         matrices = np.ascontiguousarray(np.einsum("nij,gkj->ngik", matrices, self._operators))
         for number, sums in enumerate(self._sums):
-            members = np.flatnonzero(halves == number + 1)
+            members = np.flatnonzero(sets == number)
             self._insert(sums, slices, matrices, members)
             self.counts[number] += len(members)
 
@@ -216,22 +222,29 @@ class FourierAccumulator:
         if self._sums is None:
             raise ProcessingError("reconstruction: the sums are used up, this accumulator is finished")
 
-    def finish(self) -> Maps:
+    def finish(self, mask=None) -> Maps:
         """Maps of everything inserted so far; the sums are used up.
+
+        Parameters
+        ----------
+        mask : (box, box, box) array, optional
+            For the comparison of half maps, in place of a sphere.
 
         Raises
         ------
         ProcessingError
-            No image, or none in one of the halves, was inserted.
+            No image, or none in one of the halves or groups, was inserted.
         """
         self._check_unfinished()
         if min(self.counts) == 0:
-            raise ProcessingError(f"reconstruction: expected images in every half, found {self.counts}")
+            which = "half" if self.groups == 1 else "group"
+            raise ProcessingError(f"reconstruction: expected images in every {which}, found {self.counts}")
         sums, self._sums = self._sums, None
         with self.device.activate():
             sums = [join_sides(part, self.parameters, self._permutations) for part in sums]
-            maps = [make_map(part, self.geometry, self.parameters) for part in sums]
-            if len(sums) == 1:
-                return Maps(maps[0], None, None)
-            sums[0] += sums.pop()
-            return Maps(make_map(sums[0], self.geometry, self.parameters), *maps)
+            parts, counts = (
+                [values[i : i + self.groups] for i in range(0, len(values), self.groups)]
+                for values in (sums, self.counts)
+            )
+            del sums
+            return make_maps(parts, counts, self.geometry, self.parameters, mask)

@@ -17,7 +17,7 @@ from xmipp_accel.io.publish import write_json
 from xmipp_accel.io.volumes import write_volume
 from xmipp_accel.numerics.rotations import euler_to_matrix
 from xmipp_accel.reconstruction.accumulator import FourierAccumulator
-from xmipp_accel.reconstruction.halves import assign_halves, compare_halves, weigh_by_fsc
+from xmipp_accel.reconstruction.halves import assign_groups, assign_halves, read_mask
 from xmipp_accel.reconstruction.optics import ParticleOptics
 from xmipp_accel.reconstruction.parameters import ReconstructFourierParameters
 from xmipp_accel.reconstruction.result import ReconstructFourierResult
@@ -72,10 +72,15 @@ class ReconstructFourierExecutor:
         parameters = self._decide(particles)
         chosen = self._chosen(particles)
         halves = assign_halves(particles.half[chosen], parameters.seed) if parameters.halves else None
+        groups = None
+        if parameters.error_groups:
+            sets = np.zeros(len(chosen)) if halves is None else halves
+            groups = assign_groups(sets, parameters.error_groups, parameters.seed)
         accumulator = self._accumulator(parameters, particles)
-        seconds = self._insert_all(accumulator, particles, chosen, halves, progress)
+        mask = self._mask(accumulator)
+        seconds = self._insert_all(accumulator, particles, chosen, halves, groups, progress)
         finishing = time.perf_counter()
-        maps = accumulator.finish()
+        maps = accumulator.finish(mask)
         result = self._publish(maps, accumulator, Path(output_folder), name)
         now = time.perf_counter()
         seconds.update(finish=now - finishing, total=now - started)
@@ -125,7 +130,13 @@ class ReconstructFourierExecutor:
             logger.warning("Using the CPU: %s", error)
             return FourierAccumulator(parameters, CPU, *sizes)
 
-    def _insert_all(self, accumulator, particles, chosen, halves, progress):
+    def _mask(self, accumulator):
+        if not self.parameters.mask_file:
+            return None
+        geometry = accumulator.geometry
+        return read_mask(self.parameters.mask_file, geometry.box, geometry.sampling_rate)
+
+    def _insert_all(self, accumulator, particles, chosen, halves, groups, progress):
         """Read and insert in batches, the next one being read meanwhile; returns seconds by stage."""
         size = accumulator.batch_size()
         batches = [slice(first, first + size) for first in range(0, len(chosen), size)]
@@ -138,14 +149,14 @@ class ReconstructFourierExecutor:
                 if number + 1 < len(batches):
                     pending = reader.submit(particles.images, chosen[batches[number + 1]])
                 arrived = time.perf_counter()
-                self._insert(accumulator, particles.take(chosen[batch]), images, halves, batch)
+                self._insert(accumulator, particles.take(chosen[batch]), images, halves, groups, batch)
                 seconds["read"] += arrived - begun
                 seconds["insert"] += time.perf_counter() - arrived
                 if progress is not None:
                     progress(min(batch.stop, len(chosen)), len(chosen))
         return seconds
 
-    def _insert(self, accumulator, members, images, halves, batch):
+    def _insert(self, accumulator, members, images, halves, groups, batch):
         accumulator.insert(
             images,
             euler_to_matrix(members.rot, members.tilt, members.psi),
@@ -154,48 +165,42 @@ class ReconstructFourierExecutor:
             optics=ParticleOptics.from_particles(members) if members.has_ctf else None,
             flips=members.flip,
             halves=None if halves is None else halves[batch],
+            groups=None if groups is None else groups[batch],
         )
 
     def _publish(self, maps, accumulator, folder, name):
-        """Compare the halves and write the maps; the result still lacks its times and skipped particles."""
-        parameters, geometry = accumulator.parameters, accumulator.geometry
+        """Write the maps; the result still lacks its times and skipped particles."""
+        rate = accumulator.geometry.sampling_rate
         os.makedirs(folder, exist_ok=True)
-        files = {"volume": f"{name}.mrc", "half1": "", "half2": ""}
-        agreement, full = None, maps.full
-        if maps.half1 is not None:
-            files.update(half1=f"{name}_half1.mrc", half2=f"{name}_half2.mrc")
-            with accumulator.device.activate():
-                agreement = compare_halves(
-                    maps.half1, maps.half2, geometry.sampling_rate, parameters.mask_diameter
-                )
-                if parameters.fsc_weighting:
-                    full = weigh_by_fsc(full, agreement.fsc_masked)
-        for volume, key in ((full, "volume"), (maps.half1, "half1"), (maps.half2, "half2")):
+        errors = None if maps.errors is None else maps.errors.map
+        files = {}
+        for field, ending, volume in (
+            ("volume", "", maps.full),
+            ("half1", "_half1", maps.half1),
+            ("half2", "_half2", maps.half2),
+            ("error_map", "_error", errors),
+        ):
+            files[field] = "" if volume is None else f"{name}{ending}.mrc"
             if volume is not None:
-                write_volume(folder / files[key], to_host(volume), geometry.sampling_rate)
-        return _result(files, accumulator, agreement, self.parameters)
+                write_volume(folder / files[field], to_host(volume), rate)
+        return _result(files, accumulator, maps.statistics(rate), self.parameters)
 
 
-def _result(files, accumulator, agreement, requested):
-    counts, curve = accumulator.counts, lambda name: [] if agreement is None else getattr(agreement, name).tolist()
+def _result(files, accumulator, statistics, requested):
+    counts, groups = accumulator.counts, accumulator.groups
     return ReconstructFourierResult(
         **files,
+        **statistics,
         box=accumulator.geometry.box,
         sampling_rate=accumulator.geometry.sampling_rate,
         particles=sum(counts),
-        particles_half1=counts[0] if len(counts) == 2 else 0,
-        particles_half2=counts[1] if len(counts) == 2 else 0,
+        particles_half1=sum(counts[:groups]) if requested.halves else 0,
+        particles_half2=sum(counts[groups:]),
         skipped=0,
         symmetry=accumulator.parameters.symmetry.lower(),
         method=accumulator.parameters.method,
         ctf=accumulator.parameters.ctf,
         device=str(accumulator.device),
-        mask_diameter=0.0 if agreement is None else agreement.mask_diameter,
-        frequencies=curve("frequencies"),
-        fsc_unmasked=curve("fsc_unmasked"),
-        fsc_masked=curve("fsc_masked"),
-        resolution=0.0 if agreement is None else agreement.resolution,
-        resolution_unmasked=0.0 if agreement is None else agreement.resolution_unmasked,
         seconds={},
         parameters=requested.to_dict(),
     )

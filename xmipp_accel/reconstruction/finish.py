@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from xmipp_accel.backend import array_module, chunks, fft_module
+from xmipp_accel.backend import array_module, chunks, fft_module, to_host
 from xmipp_accel.reconstruction.blob import TABLE_SIZE, blob_apodisation, blob_values
 from xmipp_accel.reconstruction.geometry import Geometry
+from xmipp_accel.reconstruction.regularise import added_weights
 from xmipp_accel.reconstruction.symmetry import apply_permutations, complete_plane
 
 FLOOR = 1e-3  # of a shell's mean weight: what has less is damped, as in RELION
@@ -35,21 +36,29 @@ def join_sides(sums, parameters, permutations):
     return apply_permutations(sums, permutations)
 
 
-def make_map(sums, geometry: Geometry, parameters):
+def make_map(sums, geometry: Geometry, parameters, fsc=None):
     """Map of joined sums.
+
+    Half maps are made without `fsc` even where the full map is regularised by it: later programs sharpen and weigh
+    them by their own FSC, which must be that of unfiltered maps.
 
     The transform is divided by its weights and brought to real space in chunks, since a padded map of a large box
     would take several times the memory of the sums.
+
+    Parameters
+    ----------
+    fsc : (box // 2 + 1,) array_like, optional
+        Of the half maps; if given, the map is regularised by it.
 
     Returns
     -------
     (box, box, box) float32 array on the same device
     """
     xp = array_module(sums)
-    means = None if _like_xmipp(parameters) else _shell_means(sums)
+    weights = _shell_weights(sums, geometry, parameters, fsc)
     slabs = xp.empty((geometry.box,) + sums.shape[1:3], dtype=xp.complex64)
     for rows in chunks(xp, sums.shape[1], sums.shape[0] * sums.shape[2]):
-        mean = _divide(sums[:, rows], _squares(sums, slice(None), rows), means, geometry, parameters)
+        mean = _divide(sums[:, rows], _squares(sums, slice(None), rows), weights, geometry)
         slabs[:, rows] = _cut_inverse(mean, 0, geometry)
     fft, kept = fft_module(sums), _kept(geometry, xp)
     volume = xp.empty((geometry.box,) * 3, dtype=xp.float32)
@@ -60,8 +69,16 @@ def make_map(sums, geometry: Geometry, parameters):
     return volume
 
 
-def _like_xmipp(parameters):
-    return parameters.method != "direct" and parameters.wiener == 0
+def _shell_weights(sums, geometry, parameters, fsc):
+    """(mean weight, added weight) of each rounded radius, float32; None where Xmipp's rule divides the sums."""
+    if parameters.method != "direct" and parameters.regularisation != "constant" and fsc is None:
+        return None
+    xp, means = array_module(sums), _shell_means(sums)
+    if fsc is not None:
+        added = xp.asarray(added_weights(to_host(means), fsc, geometry.box / geometry.padded))
+    else:
+        added = means * (parameters.wiener_constant if parameters.regularisation == "constant" else 0.0)
+    return means, added.astype(xp.float32)
 
 
 def _squares(sums, planes, rows):
@@ -90,16 +107,16 @@ def _shell_means(sums):
     return (total / xp.maximum(count, 1)).astype(xp.float32)
 
 
-def _divide(sums, squares, means, geometry, parameters):
+def _divide(sums, squares, weights, geometry):
     """Weighted mean of the samples in part of a volume, complex64."""
     xp = array_module(sums)
     weight = sums[..., 2]
-    if _like_xmipp(parameters):
+    if weights is None:
         divisor = xp.maximum(weight, XMIPP_LEAST_WEIGHT)
         used = weight > XMIPP_LEAST_WEIGHT
     else:
-        mean = means[_shells(squares)]
-        divisor = xp.maximum(weight + parameters.wiener * mean, FLOOR * mean)
+        (means, added), shells = weights, _shells(squares)
+        divisor = xp.maximum(weight + added[shells], FLOOR * means[shells])
         used = (divisor > 0) & (squares <= geometry.limit + 0.5)
         divisor = divisor + ~used
     return (sums[..., 0] + xp.complex64(1j) * sums[..., 1]) * (used / divisor)

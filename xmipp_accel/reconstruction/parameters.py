@@ -43,15 +43,17 @@ class ReconstructFourierParameters(Parameters):
         maximum=4.0,
         advanced=True,
     )
-    wiener: float = parameter(
-        0.0,
-        "Fraction of a shell's mean weight that is added to its weights: damps what few particles support.",
-        minimum=0.0,
-        advanced=True,
+    regularisation: str = parameter(
+        "none",
+        "What is added to the weights before the sums are divided by them. constant: wiener_constant of the shell's "
+        "mean weight, also in the half maps. fsc: the mean weight over the signal-to-noise ratio that the half maps' "
+        "corrected FSC gives, as in RELION; the half maps stay unfiltered.",
+        choices=("none", "constant", "fsc"),
     )
-    fsc_weighting: bool = parameter(
-        False,
-        "Multiply the map's shells by sqrt(2 FSC / (1 + FSC)) of the half maps; the half maps stay as they are.",
+    wiener_constant: float = parameter(
+        0.1,
+        "For the regularisation constant: fraction of a shell's mean weight; damps what few particles support.",
+        minimum=0.0,
         advanced=True,
     )
     blob_radius: float = parameter(
@@ -62,13 +64,34 @@ class ReconstructFourierParameters(Parameters):
     )
     blob_alpha: float = parameter(15.0, "Tapering of the blob.", minimum=0.1, maximum=80.0, advanced=True)
     seed: int = parameter(
-        0, "Seed of the random half sets, for particles without a half set.", minimum=0, advanced=True
+        0,
+        "Seed of random half sets, for particles without one, of random groups, and of random phases.",
+        minimum=0,
+        advanced=True,
     )
     batch_size: int = parameter(
         0, "Particles processed at a time; 0 chooses by the memory.", minimum=0, maximum=65535, advanced=True
     )
 
+    mask_file: str = parameter(
+        "",
+        "Volume with values from 0 to 1, of the map's box and sampling rate, under which half maps are compared; "
+        "used in place of mask_diameter.",
+    )
+    error_groups: int = parameter(
+        0,
+        "Sum the particles in this many groups (of each half set), which gives a map of standard errors and the "
+        "resolution against the number of particles; takes so many times the memory. 0 makes none.",
+        minimum=0,
+        maximum=32,
+        advanced=True,
+    )
+
     def __post_init__(self):
         super().__post_init__()
-        if self.fsc_weighting and not self.halves:
-            raise ParameterError("fsc_weighting: expected halves to be on, since the FSC comes from them")
+        if self.regularisation == "fsc" and not self.halves:
+            raise ParameterError(
+                "regularisation: expected halves to be on for 'fsc', since the FSC comes from them"
+            )
+        if self.error_groups == 1:
+            raise ParameterError("error_groups: expected 0, or at least 2 to compare, found 1")
