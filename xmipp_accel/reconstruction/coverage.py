@@ -21,11 +21,11 @@ class Coverage:
     Attributes
     ----------
     mean, minimum, empty : (s,) float64 array
-        Of shells 0 to s - 1 of the box: mean and least weight among samples over all directions, and the fraction of
-        samples that have less than a thousandth of the mean. In the units of the weights of the sums.
+        Of shells 0 to s - 1 of the box: mean and least weight of samples in all directions, in the units of the
+        sums, and the fraction of samples with less than a thousandth of the mean.
     directions : (d,) float64 array
-        Weight in the :func:`hemisphere` directions, averaged over the outer half of the shells and over neighbours a
-        few degrees around, divided by the mean.
+        Weight in the :func:`hemisphere` directions, averaged over the outer half of the shells and a few degrees
+        around, over its mean.
     scf : float
         Sampling compensation factor, see :func:`sampling_compensation`.
     empty_directions : float
@@ -102,8 +102,10 @@ def _weights_at(sums, voxels):
     xp, centre = array_module(sums), sums.shape[2] - 1
     voxels = np.where(voxels[:, :1] < 0, -voxels, voxels)
     inside = np.abs(voxels).max(axis=1) <= centre
-    x, y, z = (xp.asarray(axis) for axis in np.clip(voxels, -centre, centre).T)
-    return to_host(sums[z + centre, y + centre, x, 2]).astype(np.float64) * inside
+    x, y, z = np.clip(voxels, -centre, centre).T
+    # Numbers of records, since CuPy would copy all weights to index them by three axes.
+    records = np.ravel_multi_index((z + centre, y + centre, x), sums.shape[:3])
+    return to_host(sums.reshape(-1)[xp.asarray(4 * records + 2)]).astype(np.float64) * inside
 
 
 def _weakest(directions, coverage):

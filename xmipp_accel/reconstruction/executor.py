@@ -131,7 +131,7 @@ class ReconstructFourierExecutor:
             return FourierAccumulator(parameters, CPU, *sizes)
 
     def _mask(self, accumulator):
-        if not self.parameters.mask_file:
+        if not (self.parameters.halves and self.parameters.mask_file):
             return None
         geometry = accumulator.geometry
         return read_mask(self.parameters.mask_file, geometry.box, geometry.sampling_rate)

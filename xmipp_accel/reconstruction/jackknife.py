@@ -30,9 +30,10 @@ class StandardErrors:
 def jackknife(parts, total, volume, to_map) -> StandardErrors:
     """Standard error of a map by leaving out one group of particles at a time.
 
-    With the K maps M_g that lack one group each, it is ``sqrt((K - 1) / K sum (M_g - mean)^2)`` (Efron and Stein,
-    Ann. Statist. 9 (1981), 586). Mean and squares are updated with each map (Welford, Technometrics 4 (1962), 419):
-    besides the map at hand, two volumes and one array of sums are needed whatever K, and close maps lose no precision.
+    With the K maps M_g that lack one group each, it is ``sqrt((K - 1) / K sum (M_g - mean)^2)`` (Efron and
+    Stein, Ann. Statist. 9 (1981), 586). Mean and squares are updated with each map (Welford, Technometrics 4
+    (1962), 419), so that close maps lose no precision and, besides the map at hand, two volumes and one array of
+    sums are needed whatever K. Each map is transformed once.
 
     Parameters
     ----------

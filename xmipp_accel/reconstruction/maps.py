@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import Any, Optional
+from typing import Any
 
 import numpy as np
 
@@ -26,9 +26,9 @@ class Maps:
     half1: Any
     half2: Any
     coverage: Coverage
-    agreement: Optional[HalfMapAgreement]
-    errors: Optional[StandardErrors]
-    growth: Optional[Growth]
+    agreement: HalfMapAgreement | None
+    errors: StandardErrors | None
+    growth: Growth | None
 
     def statistics(self, sampling_rate: float) -> dict[str, Any]:
         """Fields of :class:`~.result.ReconstructFourierResult`, as plain values."""

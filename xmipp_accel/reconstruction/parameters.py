@@ -45,9 +45,9 @@ class ReconstructFourierParameters(Parameters):
     )
     regularisation: str = parameter(
         "none",
-        "What is added to the weights before the sums are divided by them. constant: wiener_constant of the shell's "
-        "mean weight, also in the half maps. fsc: the mean weight over the signal-to-noise ratio that the half maps' "
-        "corrected FSC gives, as in RELION; the half maps stay unfiltered.",
+        "What is added to the weights that the sums are divided by. constant: wiener_constant of the shell's mean "
+        "weight, also in the half maps. fsc: the mean weight over the signal-to-noise ratio by the corrected FSC, "
+        "as in RELION; the half maps stay unfiltered.",
         choices=("none", "constant", "fsc"),
     )
     wiener_constant: float = parameter(

@@ -20,8 +20,8 @@ def signal_to_noise(fsc) -> np.ndarray:
 def added_weights(means, fsc, shells_per_voxel) -> np.ndarray:
     """Weight that the Wiener filter adds to every voxel of each rounded radius: mean weight over SSNR.
 
-    It is ``1 / tau2`` of Scheres, J. Struct. Biol. 180 (2012), 519, with ``tau2 = SSNR sigma2`` and the noise power
-    ``sigma2`` of a voxel of mean weight W being 1 / W in the units of the weights. A voxel of mean weight is
+    It is ``1 / tau2`` of Scheres, J. Struct. Biol. 180 (2012), 519, with ``tau2 = SSNR sigma2``, the noise power
+    sigma2 of a voxel of mean weight W being 1 / W in the units of the weights. A voxel of mean weight is
     multiplied by ``SSNR / (SSNR + 1)``, one in a poorly covered direction by less.
 
     Parameters

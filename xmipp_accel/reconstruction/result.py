@@ -6,10 +6,6 @@ import dataclasses
 from typing import Any
 
 
-def _empty(kind):
-    return dataclasses.field(default_factory=kind)
-
-
 @dataclasses.dataclass(frozen=True)
 class ReconstructFourierResult:
     """Result of one reconstruction, written as ``<name>.json`` after every other file.
@@ -65,19 +61,19 @@ class ReconstructFourierResult:
     device: str
     seconds: dict[str, float]
     parameters: dict[str, Any]
-    frequencies: list[float] = _empty(list)
-    fsc_unmasked: list[float] = _empty(list)
-    fsc_masked: list[float] = _empty(list)
-    fsc_randomised: list[float] = _empty(list)
-    fsc_corrected: list[float] = _empty(list)
+    frequencies: list[float] = dataclasses.field(default_factory=list)
+    fsc_unmasked: list[float] = dataclasses.field(default_factory=list)
+    fsc_masked: list[float] = dataclasses.field(default_factory=list)
+    fsc_randomised: list[float] = dataclasses.field(default_factory=list)
+    fsc_corrected: list[float] = dataclasses.field(default_factory=list)
     randomised_from: float = 0.0
     mask_diameter: float = 0.0
     resolution: float = 0.0
     resolution_unmasked: float = 0.0
-    coverage: dict[str, Any] = _empty(dict)
+    coverage: dict[str, Any] = dataclasses.field(default_factory=dict)
     error_map: str = ""
-    relative_error: list[float] = _empty(list)
-    growth: dict[str, Any] = _empty(dict)
+    relative_error: list[float] = dataclasses.field(default_factory=list)
+    growth: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def summary(self) -> str:
         """The result in a few lines for a terminal."""
