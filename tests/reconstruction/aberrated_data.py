@@ -1,7 +1,8 @@
 """Exact images of a phantom through a microscope with aberrations, and the formula that undoes them, in float64.
 
 The wave that a weak-phase object scatters gets the whole aberration function, even and odd part in one, and
-interferes with the unscattered one. That this is a CTF times ``exp(i odd)`` the package assumes and these images test.
+interferes with the unscattered one. These images test that this is a CTF times ``exp(i odd)``, as the package
+assumes.
 """
 
 import numpy as np

@@ -32,7 +32,7 @@ def test_coefficients_give_the_ctf_at_the_frequencies_of_the_specimen(magnificat
     optics = ParticleOptics(defocus, defocus - 900, angles, phase_shifts, voltages, cs, 0.07)
     ky, kx = np.meshgrid(np.arange(-20.0, 21), np.arange(21.0), indexing="ij")
     step = 1 / (40 * 2.0)
-    coefficients = optics.aberrated_coefficients(3, step, magnification)
+    coefficients = optics.phase_coefficients(3, step, magnification)
     assert coefficients.shape == (3, 7) and coefficients.dtype == np.float32
     x, y = true_frequencies(kx * step, ky * step, magnification)
     values = [np.broadcast_to(getattr(optics, field.name), 3) for field in dataclasses.fields(optics)]
@@ -41,19 +41,10 @@ def test_coefficients_give_the_ctf_at_the_frequencies_of_the_specimen(magnificat
     np.testing.assert_allclose(np.sin(phase_of(coefficients, kx, ky)), expected, atol=3e-5)
 
 
-def test_without_stretch_the_coefficients_are_the_plain_ones():
-    optics = data.optics(4)
-    plain, found = optics.phase_coefficients(4, 0.01), optics.aberrated_coefficients(4, 0.01)
-    np.testing.assert_array_equal(found[:, :3], plain[:, :3])
-    np.testing.assert_allclose(found[:, 3] ** 2, plain[:, 3], rtol=1e-6)
-    assert not found[:, 4:6].any()
-    np.testing.assert_array_equal(found[:, 6], plain[:, 4])
-
-
 def test_a_negative_spherical_aberration_is_refused():
     optics = dataclasses.replace(data.optics(2), cs=np.array([2.7, -0.01]))
     with pytest.raises(ParameterError, match=r"cs: expected a spherical aberration of 0 or more, found -0\.01"):
-        optics.aberrated_coefficients(2, 0.01)
+        optics.phase_coefficients(2, 0.01)
 
 
 @pytest.fixture(scope="module")

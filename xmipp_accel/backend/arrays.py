@@ -77,6 +77,12 @@ def _malloc_trim():
     return getattr(ctypes.CDLL(None), "malloc_trim", None)  # of glibc
 
 
+def chunks(xp, length, size):
+    """Slices of `length` items of `size` numbers each: few for a processor's cache, many for a GPU."""
+    step = max(1, (1 << 19 if xp is np else 1 << 25) // size)
+    return [slice(first, min(first + step, length)) for first in range(0, length, step)]
+
+
 class _HostFFT:
     """`scipy.fft` with every core; single precision stays single, which `numpy.fft` does not promise."""
 

@@ -217,7 +217,12 @@ class ReconstructSignificantExecutor:
             mode = "phase_flipped" if chosen.phase_flipped else "weight"
         builder = ReconstructFourierExecutor(
             ReconstructFourierParameters(
-                symmetry=chosen.symmetry, max_resolution=resolution, ctf=mode, halves=False, wiener=0.1
+                symmetry=chosen.symmetry,
+                max_resolution=resolution,
+                ctf=mode,
+                halves=False,
+                regularisation="constant",
+                wiener_constant=0.1,
             ),
             self.device,
         )

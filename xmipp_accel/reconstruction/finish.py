@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from xmipp_accel.backend import array_module, fft_module
+from xmipp_accel.backend import array_module, chunks, fft_module, to_host
 from xmipp_accel.reconstruction.blob import TABLE_SIZE, blob_values
 from xmipp_accel.reconstruction.geometry import VolumeGrid
 from xmipp_accel.reconstruction.gridding import Gridding
+from xmipp_accel.reconstruction.regularise import added_weights
 from xmipp_accel.reconstruction.symmetry import apply_permutations, complete_plane
 
 FLOOR = 1e-3  # of a shell's mean weight: what has less is damped, as in RELION
@@ -36,35 +37,50 @@ def join_sides(sums, gridding: Gridding, permutations):
     return apply_permutations(sums, permutations)
 
 
-def make_map(sums, grid: VolumeGrid, gridding: Gridding, wiener=0.0):
+def make_map(sums, grid: VolumeGrid, gridding: Gridding, wiener=0.0, fsc=None):
     """Map of joined sums.
+
+    Half maps are made without `fsc` even where the full map is regularised by it: later programs sharpen and weigh
+    them by their own FSC, which must be that of unfiltered maps.
 
     The transform is divided by its weights and brought to real space in chunks, since a padded map of a large box
     would take several times the memory of the sums.
+
+    Parameters
+    ----------
+    wiener : float
+        Share of a shell's mean weight that is added to its weights.
+    fsc : (box // 2 + 1,) array_like, optional
+        Of the half maps; if given, the map is regularised by it instead.
 
     Returns
     -------
     (box, box, box) float32 array on the same device
     """
     xp = array_module(sums)
-    means = None if gridding.as_xmipp and wiener == 0 else _shell_means(sums)
+    weights = _shell_weights(sums, grid, gridding, wiener, fsc)
     slabs = xp.empty((grid.box,) + sums.shape[1:3], dtype=xp.complex64)
-    for rows in _chunks(xp, sums.shape[1], sums.shape[0] * sums.shape[2]):
-        mean = _divide(sums[:, rows], _squares(sums, slice(None), rows), means, grid, wiener)
+    for rows in chunks(xp, sums.shape[1], sums.shape[0] * sums.shape[2]):
+        mean = _divide(sums[:, rows], _squares(sums, slice(None), rows), weights, grid)
         slabs[:, rows] = _cut_inverse(mean, 0, grid)
     fft, kept = fft_module(sums), _kept(grid, xp)
     volume = xp.empty((grid.box,) * 3, dtype=xp.float32)
-    for planes in _chunks(xp, grid.box, slabs[0].size):
+    for planes in chunks(xp, grid.box, slabs[0].size):
         lines = _cut_inverse(slabs[planes], 1, grid)
         volume[planes] = xp.take(fft.irfft(lines, n=grid.padded, axis=2), kept, axis=2)
     volume /= _apodisation(grid, gridding, xp)
     return volume
 
 
-def _chunks(xp, length, size):
-    """Slices of `length` items of `size` voxels: few voxels for a processor's cache, many for a GPU."""
-    step = max(1, (1 << 19 if xp is np else 1 << 25) // size)
-    return [slice(first, min(first + step, length)) for first in range(0, length, step)]
+def _shell_weights(sums, grid, gridding, wiener, fsc):
+    """(mean weight, added weight) of each rounded radius, float32; None where Xmipp's rule divides the sums."""
+    if gridding.as_xmipp and not wiener and fsc is None:
+        return None
+    xp, means = array_module(sums), _shell_means(sums)
+    if fsc is None:
+        return means, (wiener * means).astype(xp.float32)
+    added = xp.asarray(added_weights(to_host(means), fsc, grid.box / grid.padded))
+    return means, added.astype(xp.float32)
 
 
 def _squares(sums, planes, rows):
@@ -86,23 +102,23 @@ def _shell_means(sums):
     xp = array_module(sums)
     size = 2 * sums.shape[2] + 1
     total, count = xp.zeros(size), xp.zeros(size)
-    for planes in _chunks(xp, sums.shape[0], sums.shape[1] * sums.shape[2]):
+    for planes in chunks(xp, sums.shape[0], sums.shape[1] * sums.shape[2]):
         shells = _shells(_squares(sums, planes, slice(None))).ravel()
         total += xp.bincount(shells, sums[planes][..., 2].ravel(), size)
         count += xp.bincount(shells, minlength=size)
     return (total / xp.maximum(count, 1)).astype(xp.float32)
 
 
-def _divide(sums, squares, means, grid, wiener):
+def _divide(sums, squares, weights, grid):
     """Weighted mean of the samples in part of a volume, complex64."""
     xp = array_module(sums)
     weight = sums[..., 2]
-    if means is None:
+    if weights is None:
         divisor = xp.maximum(weight, XMIPP_LEAST_WEIGHT)
         used = weight > XMIPP_LEAST_WEIGHT
     else:
-        mean = means[_shells(squares)]
-        divisor = xp.maximum(weight + wiener * mean, FLOOR * mean)
+        (means, added), shells = weights, _shells(squares)
+        divisor = xp.maximum(weight + added[shells], FLOOR * means[shells])
         used = (divisor > 0) & (squares <= grid.radius**2 + 0.5)
         divisor = divisor + ~used
     return (sums[..., 0] + xp.complex64(1j) * sums[..., 1]) * (used / divisor)

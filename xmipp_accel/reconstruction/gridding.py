@@ -38,7 +38,7 @@ class Gridding:
     @property
     def reach(self) -> float:
         """How far beyond the last sample the volume is filled, voxels."""
-        return 1.0 if self.kernel == "trilinear" else self.radius
+        return {"trilinear": 1.0, "blob": self.radius, "nearest": 0.0}[self.kernel]
 
     @property
     def spreads_at_the_end(self) -> bool:

@@ -38,18 +38,6 @@ def prepare_slices(transforms, ramp_y, ramp_x, factors, table, rows, limit, mode
     return slices
 
 
-def subtract_projections(slices, reference, matrices, curvature):
-    """See :func:`xmipp_accel.kernels.reference.insert.subtract_projections`; in place on float32 slices."""
-    xp = array_module(slices)
-    if xp is np:
-        cpu_prepare.subtract_projections(slices, reference, matrices, curvature)
-        return
-    count, rows, columns, _ = slices.shape
-    arrays = slices, reference, *(from_host(a, xp, xp.float32) for a in (matrices, curvature))
-    sizes = map(np.int32, (reference.shape[2] - 1, rows, columns))
-    cuda_kernel("prepare", "subtract_projections")((_blocks(rows * columns), count), (BLOCK,), (*arrays, *sizes))
-
-
 def insert_trilinear(sums, first, slices, matrices, curvature, images, how=FASTEST[TRILINEAR]):
     """See :func:`xmipp_accel.kernels.reference.insert.insert_trilinear`; `how` matters on a GPU alone."""
     if array_module(sums) is np:

@@ -27,29 +27,13 @@ class ParticleOptics:
         """The optical columns of `particles`."""
         return cls(**{field.name: getattr(particles, field.name) for field in dataclasses.fields(cls)})
 
-    def phase_coefficients(self, count: int, step: float) -> np.ndarray:
+    def take(self, rows) -> ParticleOptics:
+        """Those of the particles at `rows`."""
+        values = {field.name: np.asarray(getattr(self, field.name)) for field in dataclasses.fields(self)}
+        return ParticleOptics(**{name: value[rows] if value.ndim else value for name, value in values.items()})
+
+    def phase_coefficients(self, count: int, step: float, magnification=None) -> np.ndarray:
         """Coefficients of the CTF's phase in whole samples of a transform.
-
-        The astigmatic term ``cos 2 (phi - angle) k^2`` of :mod:`xmipp_accel.numerics.ctf` is written without
-        angles, as ``(kx^2 - ky^2) cos 2 angle + 2 kx ky sin 2 angle``.
-
-        Parameters
-        ----------
-        count : int
-            Number of particles.
-        step : float
-            1/A between samples.
-
-        Returns
-        -------
-        (count, 5) float32 array
-            Of ``o0 k2 + o1 (kx^2 - ky^2) + o2 2 kx ky - o3 k2^2 + o4``.
-        """
-        defocus, spherical, offset = self._terms(count, step)
-        return np.stack([*defocus, spherical, offset], axis=1).astype(np.float32)
-
-    def aberrated_coefficients(self, count: int, step: float, magnification=None) -> np.ndarray:
-        """Coefficients of the CTF's phase where the image is stretched against the specimen.
 
         With the frequency ``M k`` of the specimen at the sample ``k``, defocus with its astigmatism remains a
         quadratic form of ``k``, and the spherical term is the square of another one, ``|M k|^2``. Written as

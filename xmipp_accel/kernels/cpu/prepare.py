@@ -30,10 +30,10 @@ def _prepare(transforms, ramp_y, ramp_x, factors, table, limit, mode, sideband, 
             for kx in range(columns):
                 k2 = np.float32(kx * kx + ky * ky)
                 inside = k2 <= limit
-                if (inside_only and not inside) or (once and kx == 0 and ky < 0):
+                weight = f[7]
+                if weight == 0 or (inside_only and not inside) or (once and kx == 0 and ky < 0):
                     slices[image, row, kx] = 0
                     continue
-                weight = f[7]
                 if f[8] != 0:
                     weight *= math.exp(-f[8] * k2)
                 if once and k2 == 0:
@@ -76,43 +76,3 @@ def _transfer(phase, separation, mode, sideband):
         overlap = np.float32(1.0 if angle < 1e-4 else max(0.0, math.sin(angle) / angle))
         square = np.float32(0.25) * (1 - overlap) + np.float32(0.5) * overlap * square
     return multiplier, square
-
-
-def subtract_projections(slices, reference, matrices, curvature):
-    """As the reference, in place on float32 slices."""
-    _subtract(slices, reference, matrices, curvature)
-
-
-@numba.njit(parallel=True, cache=True)
-def _subtract(slices, reference, matrices, curvature):
-    n, rows, columns, _ = slices.shape
-    for task in numba.prange(n * rows):
-        image, row = task // rows, task % rows
-        m, ky = matrices[image], row - rows // 2
-        for kx in range(columns):
-            weight = slices[image, row, kx, 2]
-            if weight == 0:
-                continue
-            bend = curvature[image] * (kx * kx + ky * ky)
-            x = m[0, 0] * kx + m[1, 0] * ky + m[2, 0] * bend
-            y = m[0, 1] * kx + m[1, 1] * ky + m[2, 1] * bend
-            z = m[0, 2] * kx + m[1, 2] * ky + m[2, 2] * bend
-            value = _interpolate(reference, -x, -y, -z).conjugate() if x < 0 else _interpolate(reference, x, y, z)
-            slices[image, row, kx, 0] -= weight * value.real
-            slices[image, row, kx, 1] -= weight * value.imag
-
-
-@numba.njit(cache=True)
-def _interpolate(reference, x, y, z):
-    centre = reference.shape[2] - 1
-    ix, iy, iz = int(x), math.floor(y), math.floor(z)
-    fx, fy, fz = x - ix, y - iy, z - iz
-    found = 0.0j
-    for dz in range(2):
-        for dy in range(2):
-            for dx in range(2):
-                if ix + dx > centre or abs(iy + dy) > centre or abs(iz + dz) > centre:
-                    continue
-                part = (fx if dx else 1 - fx) * (fy if dy else 1 - fy) * (fz if dz else 1 - fz)
-                found += part * reference[iz + dz + centre, iy + dy + centre, ix + dx]
-    return found

@@ -30,12 +30,12 @@ __global__ void prepare_slices(const float2* __restrict__ transforms, const floa
   float4* target = slices + (size_t)image * rows * columns + sample;
   const float k2 = (float)(kx * kx + ky * ky);
   const bool inside = k2 <= limit;
-  if ((inside_only && !inside) || (once && kx == 0 && ky < 0)) {
+  const float* f = factors + FACTORS * image;
+  float weight = f[7];
+  if (weight == 0.0f || (inside_only && !inside) || (once && kx == 0 && ky < 0)) {
     *target = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
     return;
   }
-  const float* f = factors + FACTORS * image;
-  float weight = f[7];
   if (f[8] != 0.0f) weight *= expf(-f[8] * k2);
   if (once && k2 == 0.0f) weight *= 0.5f;
   float2 value = transforms[((size_t)image * padded + (ky < 0 ? ky + padded : ky)) * columns + kx];
@@ -60,40 +60,4 @@ __global__ void prepare_slices(const float2* __restrict__ transforms, const floa
   value = multiply(value, make_float2(ctf.x, ctf.y));
   const float shown = inside ? weight : 0.0f;
   *target = make_float4(value.x * shown, value.y * shown, weight * ctf.z, 0.0f);
-}
-
-__device__ float2 interpolate(const float2* reference, int centre, float x, float y, float z) {
-  const int ix = (int)x, iy = (int)floorf(y), iz = (int)floorf(z), edge = 2 * centre + 1;
-  const float fx = x - ix, fy = y - iy, fz = z - iz;
-  float2 found = make_float2(0.0f, 0.0f);
-  for (int corner = 0; corner < 8; corner++) {
-    const int dx = corner & 1, dy = (corner >> 1) & 1, dz = corner >> 2;
-    if (ix + dx > centre || abs(iy + dy) > centre || abs(iz + dz) > centre) continue;
-    const float part = (dx ? fx : 1.0f - fx) * (dy ? fy : 1.0f - fy) * (dz ? fz : 1.0f - fz);
-    const size_t place = ((size_t)(iz + dz + centre) * edge + iy + dy + centre) * (centre + 1) + ix + dx;
-    const float2 value = reference[place];
-    found.x += part * value.x, found.y += part * value.y;
-  }
-  return found;
-}
-
-__global__ void subtract_projections(float4* __restrict__ slices, const float2* __restrict__ reference,
-                                     const float* __restrict__ matrices, const float* __restrict__ curvature,
-                                     int centre, int rows, int columns) {
-  const int image = blockIdx.y;
-  const int sample = blockIdx.x * blockDim.x + threadIdx.x;
-  if (sample >= rows * columns) return;
-  float4* record = slices + (size_t)image * rows * columns + sample;
-  const float weight = record->z;
-  if (weight == 0.0f) return;
-  const float kx = (float)(sample % columns), ky = (float)(sample / columns - rows / 2);
-  const float bend = curvature[image] * (kx * kx + ky * ky);
-  const float* m = matrices + 9 * (size_t)image;
-  float x = m[0] * kx + m[3] * ky + m[6] * bend;
-  float y = m[1] * kx + m[4] * ky + m[7] * bend;
-  float z = m[2] * kx + m[5] * ky + m[8] * bend;
-  const float sign = x < 0.0f ? -1.0f : 1.0f;
-  const float2 value = interpolate(reference, centre, sign * x, sign * y, sign * z);
-  record->x -= weight * value.x;
-  record->y -= weight * sign * value.y;
 }

@@ -80,7 +80,8 @@ def prepare_slices(transforms, ramp_y, ramp_x, factors, table, rows, limit, mode
         weight = weight * inside
     if once:
         weight = weight * np.where((kx == 0) & (ky < 0), 0.0, np.where(k2 == 0, 0.5, 1.0))
-    value = values * multiplier * weight * inside
+    # Images of weight 0 may hold anything, also what is no number.
+    value = np.where(weight == 0, 0, values) * multiplier * weight * inside
     return np.stack([value.real, value.imag, square * weight, np.zeros(weight.shape)], axis=-1)
 
 
@@ -175,43 +176,6 @@ def insert_nearest(sums, first, slices, matrices, images, reach):
         conjugate = voxel[:, 0] < 0
         record[:, 1] = np.where(conjugate, -record[:, 1], record[:, 1])
         _add(sums, first, np.where(conjugate[:, None], -voxel, voxel), record)
-
-
-def subtract_projections(slices, reference, matrices, curvature):
-    """Take a reference's projections from the images' values, float64, in place.
-
-    A record's value is that of the image times its weights and CTF, its weight holds the CTF once more: what the
-    reference adds to the value is the weight times the reference's transform.
-
-    Parameters
-    ----------
-    reference : (2 c + 1, 2 c + 1, c + 1) complex64
-        Transform of the reference on the volume's grid, interpolated linearly; beyond it is nothing.
-    matrices : (n, 3, 3)
-    """
-    for image, matrix in enumerate(np.asarray(matrices, dtype=np.float64)):
-        rows, columns = slices.shape[1:3]
-        ky, kx = np.meshgrid(np.arange(rows) - rows // 2, np.arange(columns), indexing="ij")
-        position = _positions(kx.ravel(), ky.ravel(), matrix, curvature[image])
-        value = _interpolate(reference, position).reshape(rows, columns)
-        slices[image, ..., 0] -= slices[image, ..., 2] * value.real
-        slices[image, ..., 1] -= slices[image, ..., 2] * value.imag
-
-
-def _interpolate(reference, position):
-    conjugate = position[:, 0] < 0
-    position = np.where(conjugate[:, None], -position, position)
-    centre = reference.shape[2] - 1
-    base = np.floor(position).astype(int)
-    fraction = position - base
-    found = np.zeros(len(position), dtype=np.complex128)
-    for corner in np.ndindex(2, 2, 2):
-        voxel = base + np.array(corner)
-        inside = (np.abs(voxel) <= centre).all(axis=1)
-        x, y, z = voxel[inside].T
-        part = np.prod(np.where(corner, fraction, 1 - fraction), axis=1)[inside]
-        found[inside] += part * reference[z + centre, y + centre, x]
-    return np.where(conjugate, found.conj(), found)
 
 
 def _operators(matrices, images):
