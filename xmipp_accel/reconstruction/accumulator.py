@@ -80,7 +80,7 @@ class FourierAccumulator:
         """Bytes that the sums and the most demanding moment of finishing take."""
         voxels = int(np.prod(self.geometry.accumulator_shape[:3], dtype=np.int64))
         sums = 16 * (2 if self.parameters.halves else 1) * voxels * max(1, self.parameters.error_groups)
-        totals = 48 * voxels if self.parameters.error_groups else 0
+        totals = 64 * voxels if self.parameters.error_groups else 0
         return sums + totals + voxels * (44 if len(self._permutations) > 1 else 16)
 
     def batch_size(self) -> int:
