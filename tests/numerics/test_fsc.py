@@ -106,6 +106,7 @@ def test_random_phases_keep_amplitudes_and_a_real_map(device):
     np.testing.assert_allclose(abs(after), abs(before), rtol=1e-4, atol=1e-4)
     # What a real map cannot hold would be lost on the way back.
     np.testing.assert_allclose(np.fft.rfftn(np.fft.irfftn(after, volume.shape)), after, atol=1e-3)
+    assert np.isclose(after, before)[shells == shell].mean() < 0.05
     turned = np.angle(after / before)[shells >= shell]
     assert abs(np.exp(1j * turned).mean()) < 0.1 and np.histogram(turned, 8, (-np.pi, np.pi))[0].min() > 60
 

@@ -12,7 +12,7 @@ from xmipp_accel.reconstruction.finish import join_sides
 from xmipp_accel.reconstruction.parameters import ReconstructFourierParameters
 from xmipp_accel.reconstruction.views import Views
 
-BOX, COUNT = 40, 2000
+BOX, COUNT = 40, 3000
 
 
 def covered(matrices, device=CPU, **choices):
@@ -60,7 +60,7 @@ def test_views_around_one_axis_have_the_published_factor():
     theta = np.arccos(np.abs(hemisphere()[:, 2]))
     away = theta > np.deg2rad(15)
     ratio = found.directions[away] * np.pi / 2 * np.sin(theta[away])
-    assert abs(ratio.mean() - 1) < 0.02 and ratio.std() < 0.12
+    assert abs(ratio.mean() - 1) < 0.03 and ratio.std() < 0.15
 
 
 def test_a_missing_cone_is_found_where_it_is():
@@ -71,9 +71,12 @@ def test_a_missing_cone_is_found_where_it_is():
     axis = turn[2]
     assert found.weakest == pytest.approx((35, 50), abs=3)
     angle = np.rad2deg(np.arccos(np.clip(np.abs(hemisphere() @ axis), 0, 1)))
-    assert found.directions[angle < 23].max() < 0.01 < 0.05 < found.directions[angle > 37].min()
-    # 1 - cos 30 of the directions; those at the edge of the cone are shared.
-    assert 1 - np.cos(np.deg2rad(23)) < found.empty_directions < 1 - np.cos(np.deg2rad(31))
+    assert found.directions[angle < 25].max() < 0.02 < 0.2 < found.directions[angle > 35].min()
+    assert found.empty_directions == pytest.approx(1 - np.cos(np.deg2rad(30)), abs=0.01)
+    # Views within a of z sample directions at theta by (2 / pi) arccos(cos a / sin theta) of a great circle.
+    sine = np.sqrt(1 - np.linspace(0, 1, 100001)[1:-1] ** 2)
+    share = np.arccos(0.5 / sine[sine > 0.5])
+    assert found.scf == pytest.approx(1 / ((1 / share).mean() * share.mean()), abs=0.06)
     assert 0.08 < found.empty[BOX // 4 :].mean() < 0.16
     assert found.minimum[BOX // 4 :].max() == 0
 
@@ -93,7 +96,7 @@ def test_a_tilt_series_leaves_a_wedge():
 def test_the_factor_is_its_formula_over_what_is_sampled():
     assert sampling_compensation([1, 1, 1]) == 1
     assert sampling_compensation([0.5, 1.5]) == pytest.approx(1 / ((1 / 0.5 + 1 / 1.5) / 2))
-    assert sampling_compensation([0.0, 2.0]) == pytest.approx(1 / (0.5 * 1.0))
+    assert sampling_compensation([0.0, 0.5, 1.5]) == sampling_compensation([0.5, 1.5]) < 1
     assert sampling_compensation([0.0, 0.0]) == 0
 
 

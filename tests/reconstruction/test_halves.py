@@ -53,6 +53,14 @@ def test_what_the_mask_adds_is_taken_off(device, coarse):
     np.testing.assert_allclose(found.fsc_unmasked, fourier_shell_correlation(half1, half2), atol=1e-5)
 
 
+def test_the_level_of_a_map_correlates_through_its_mask_as_well(coarse):
+    mask, half1, half2 = coarse
+    level = 4 * half1.std()
+    found = compare_halves(half1 + level, half2 + level, RATE, mask=mask)
+    assert found.fsc_masked[9:20].mean() > 0.6
+    assert abs(found.fsc_corrected[9:20].mean()) < 0.1
+
+
 def test_true_signal_is_kept(device):
     """The expected FSC is S / (S + N), the powers under the mask of the signal and of white noise."""
     rng = np.random.default_rng(1)

@@ -6,14 +6,16 @@ import scipy.ndimage
 from scipy.integrate import quad
 
 from tests.reconstruction.particle_data import SAMPLING, phantom, reconstruct, views
-from xmipp_accel.backend import to_host
+from xmipp_accel.backend import CPU, to_host
 from xmipp_accel.errors import ParameterError
 from xmipp_accel.numerics.rotations import euler_to_matrix
 from xmipp_accel.numerics.symmetry import symmetry_matrices
 from xmipp_accel.reconstruction import blob
+from xmipp_accel.reconstruction.accumulator import FourierAccumulator
+from xmipp_accel.reconstruction.finish import join_sides, make_map
 from xmipp_accel.reconstruction.geometry import plan_images, plan_volume
 from xmipp_accel.reconstruction.gridding import plan_gridding
-from xmipp_accel.reconstruction.halves import assign_groups, assign_halves
+from xmipp_accel.reconstruction.halves import assign_groups, assign_halves, compare_halves
 from xmipp_accel.reconstruction.parameters import ReconstructFourierParameters
 from xmipp_accel.reconstruction.regularise import added_weights, signal_to_noise
 from xmipp_accel.reconstruction.shift import shift_bspline
@@ -150,24 +152,41 @@ def test_added_weights_follow_the_shells_of_the_box():
     assert added[7] == pytest.approx(means[7] / ratio[3])
 
 
-def test_a_map_regularised_by_its_fsc_is_nearer_to_the_truth():
-    """Most views within 35 degrees of z, so that weights differ much within each shell, and noise."""
-    box, count = 32, 800
+@pytest.fixture(scope="module")
+def uneven():
+    """Noisy images, most of them seen within 35 degrees of z, so that weights differ much within each shell."""
+    count = 800
     rng = np.random.default_rng(8)
     tilt = np.where(np.arange(count) % 20 == 0, 90.0, rng.uniform(0, 35, count))
     matrices = euler_to_matrix(rng.uniform(0, 360, count), tilt, rng.uniform(0, 360, count))
-    truth = phantom().volume(box, SAMPLING)
-    images = phantom().project(matrices, box, SAMPLING, np.zeros((count, 2)))
+    images = phantom().project(matrices, 32, SAMPLING, np.zeros((count, 2)))
     images = images + (4 * images.std() * rng.normal(size=images.shape)).astype(np.float32)
-    arguments = images, matrices, np.zeros((count, 2))
-    halves = 1 + np.arange(count) % 2
-    plain, half1, _ = reconstruct(*arguments, halves=halves)
-    found, own1, _ = reconstruct(*arguments, halves=halves, regularisation="fsc")
-    np.testing.assert_array_equal(half1, own1)
+    return (images, matrices, np.zeros((count, 2))), 1 + np.arange(count) % 2
+
+
+def test_a_map_regularised_by_its_fsc_is_nearer_to_the_truth(uneven):
+    arguments, halves = uneven
+    truth = phantom().volume(32, SAMPLING)
 
     def error(volume):
         return np.linalg.norm(volume - volume.mean() - truth + truth.mean()) / np.linalg.norm(truth - truth.mean())
 
+    plain, half1, _ = reconstruct(*arguments, halves=halves)
+    found, own1, _ = reconstruct(*arguments, halves=halves, regularisation="fsc")
+    np.testing.assert_array_equal(half1, own1)
     best_scaled = min(error(scale * plain) for scale in np.linspace(0.05, 1, 20))
     assert error(found) < 0.8 * error(plain)
     assert error(found) < 0.95 * best_scaled
+
+
+def test_maps_are_regularised_by_the_corrected_fsc(uneven):
+    arguments, halves = uneven
+    found, half1, half2 = reconstruct(*arguments, halves=halves, regularisation="fsc", mask_diameter=30.0)
+    agreement = compare_halves(half1, half2, SAMPLING, mask_diameter=30.0)
+    assert np.abs(agreement.fsc_masked - agreement.fsc_corrected).max() > 0.05
+    parameters = ReconstructFourierParameters(halves=False, ctf="none")
+    accumulator = FourierAccumulator(parameters, CPU, 32, SAMPLING)
+    accumulator.insert(*arguments)
+    sums = join_sides(accumulator.export()[0][0], parameters, np.eye(3, dtype=int)[None])
+    expected = make_map(sums, accumulator.geometry, parameters, fsc=agreement.fsc_corrected)
+    np.testing.assert_allclose(found, expected, atol=1e-4 * expected.max())

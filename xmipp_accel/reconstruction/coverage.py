@@ -11,7 +11,8 @@ from xmipp_accel.backend import array_module, to_host
 from xmipp_accel.numerics.sphere import geodesic_directions, perturb_directions
 
 STEP = 4.0  # degrees between the directions that are reported
-EMPTY = 1e-3  # of the mean; less is damped when the map is made
+EMPTY = 1e-3  # of a shell's mean: the voxels with less are damped when the map is made
+SPARSE = 0.1  # of the mean: directions with less count as empty, being mostly the blurred border of such ones
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,7 +30,7 @@ class Coverage:
     scf : float
         Sampling compensation factor, see :func:`sampling_compensation`.
     empty_directions : float
-        Fraction of the directions that hold nothing.
+        Fraction of the directions that hold less than a tenth of the mean.
     weakest : (float, float)
         Rot and tilt in degrees of the direction in the middle of what is covered least.
     """
@@ -55,12 +56,13 @@ def sampling_compensation(coverage) -> float:
     """Sampling compensation factor of Baldwin and Lyumkis, Prog. Biophys. Mol. Biol. 150 (2020), 160.
 
     ``SCF = 1 / (<1 / s> <s>)`` over evenly spread directions of sampling s: the factor by which uneven views lower
-    the signal-to-noise ratio of a shell, 1 for even ones and 8 / pi^2 = 0.81 for views around one axis. As in the
-    authors' program, ``<1 / s>`` leaves out directions without samples, whose fraction is told apart.
+    the signal-to-noise ratio of a shell, 1 for even ones and 8 / pi^2 = 0.81 for views around one axis. Empty
+    directions, whose fraction is told apart, are left out of both means, so that it never exceeds 1; the authors'
+    program leaves them out of the first one only.
     """
     coverage = np.asarray(coverage, dtype=np.float64)
-    sampled = coverage[coverage > EMPTY * coverage.mean()]
-    return float(1 / ((1 / sampled).mean() * coverage.mean())) if sampled.size else 0.0
+    sampled = coverage[coverage > SPARSE * coverage.mean()]
+    return float(1 / ((1 / sampled).mean() * sampled.mean())) if sampled.size else 0.0
 
 
 def measure_coverage(sums, box: int, padded: int, limit: float) -> Coverage:
@@ -80,7 +82,7 @@ def measure_coverage(sums, box: int, padded: int, limit: float) -> Coverage:
     """
     shells = min(box // 2, int(np.sqrt(limit) * box / padded + 1e-6)) + 1
     directions = hemisphere()
-    spread = perturb_directions(np.tile(directions, (shells, 1)), STEP / 2, np.random.default_rng(0))
+    spread = perturb_directions(np.tile(directions, (shells, 1)), STEP / 4, np.random.default_rng(0))
     radii = np.repeat(np.arange(shells) * (padded / box), len(directions))
     weights = _weights_at(sums, np.rint(spread * radii[:, None]).astype(np.int64)).reshape(shells, -1)
     mean = weights.mean(axis=1)
@@ -92,7 +94,7 @@ def measure_coverage(sums, box: int, padded: int, limit: float) -> Coverage:
         empty=(relative < EMPTY).mean(axis=1),
         directions=by_direction,
         scf=sampling_compensation(by_direction),
-        empty_directions=float((by_direction < EMPTY * by_direction.mean()).mean()),
+        empty_directions=float((by_direction < SPARSE * by_direction.mean()).mean()),
         weakest=_weakest(directions, by_direction),
     )
 

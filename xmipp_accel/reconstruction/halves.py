@@ -97,9 +97,9 @@ def compare_halves(half1, half2, sampling_rate, mask_diameter=0.0, mask=None, se
     What then still correlates under the mask comes from the mask: two shells farther on, the corrected curve is
     ``(masked - randomised) / (1 - randomised)`` (Chen et al., Ultramicroscopy 135 (2013), 24).
 
-    Six forward and two inverse transforms of ``n^3`` float32 are made, two spectra are held at a time, and each
-    pair of spectra is read once for its sums. Besides, each map is read three times, the mask four times, and the
-    spectra are read and written once to randomise them.
+    Six forward and two inverse transforms of ``n^3`` float32 are made, and two spectra are held at a time. Before
+    each forward one there are at most three passes over a volume (mask, mean, difference); each of the three pairs
+    of spectra is read once for its sums; the random phases take about ten passes over a spectrum, in chunks.
 
     Parameters
     ----------

@@ -124,7 +124,6 @@ class ReconstructFourierParameters(Parameters):
     batch_size: int = parameter(
         0, "Particles processed at a time; 0 chooses by the memory.", minimum=0, maximum=65535, advanced=True
     )
-
     mask_file: str = parameter(
         "",
         "Volume with values from 0 to 1, of the map's box and sampling rate, under which half maps are compared; "
