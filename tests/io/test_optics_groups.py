@@ -168,8 +168,8 @@ def test_images_of_one_group_are_read_whatever_their_box(folder):
 
 
 def test_nearly_equal_pixel_sizes_count_as_one(folder):
-    for rate, mixed in ((1.5014, False), (1.502, True)):
-        groups = {4: OpticsGroup("a", rate, 8), 2: OpticsGroup("b", 1.5, 8)}
+    for rate, box, mixed in ((1.5014, 8, False), (1.502, 8, True), (1.5, 10, True)):
+        groups = {4: OpticsGroup("a", rate, box), 2: OpticsGroup("b", 1.5, 8)}
         particles = Particles([str(folder / "a.mrcs")] * 2, optics_group=[2, 4], groups=groups)
         assert particles.mixed == mixed
 

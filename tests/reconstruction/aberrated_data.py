@@ -1,8 +1,7 @@
 """Exact images of a phantom through a microscope with aberrations, and the formula that undoes them, in float64.
 
 The wave that a weak-phase object scatters gets the whole aberration function, even and odd part in one, and
-interferes with the unscattered one. These images test that this is a CTF times ``exp(i odd)``, as the package
-assumes.
+interferes with the unscattered one. That this is a CTF times ``exp(i odd)`` is what the package assumes.
 """
 
 import numpy as np
@@ -34,7 +33,7 @@ def optics(count, seed=5, defocus=(3000.0, 4500.0)):
     return ParticleOptics(u, u - 300, angle, np.zeros(count), np.full(count, VOLTAGE), np.full(count, CS), 0.1)
 
 
-def frequencies(edge, rate=SAMPLING):
+def frequencies(edge, rate):
     """(kx, ky) in 1/A of the samples of ``fft2``."""
     axis = np.fft.fftfreq(edge, rate)
     return np.meshgrid(axis, axis)
@@ -54,25 +53,26 @@ def chi(kx, ky, particles, magnification):
     return np.pi * wavelength * defocus - spherical + np.arcsin(p.amplitude_contrast)
 
 
-def specimen(phantom, matrices, kx, ky, magnification):
-    """Undistorted transforms (n, ...) of the projections at the specimen's frequencies of the images' samples."""
-    x, y = true_frequencies(kx, ky, magnification)
-    return phantom.fourier(np.stack([x, y], axis=-1) @ matrices[:, None, :2]) / SAMPLING**3
+def specimen(phantom, matrices, kx, ky, group):
+    """Undistorted transforms (n, ...) of `Phantom.project` at the specimen's frequencies of image samples."""
+    x, y = true_frequencies(kx, ky, group.magnification)
+    plane = np.stack([x, y], axis=-1)
+    return np.stack([phantom.fourier(plane @ matrix[:2]) for matrix in matrices]) / group.sampling_rate**3
 
 
 def aberrated_views(phantom, matrices, box, group, particles, shifts=0.0, extent=4):
-    """Images (n, box, box) at `SAMPLING`, cut from the middle of a field `extent` times as wide.
+    """Images (n, box, box) of an optics group, cut from the middle of a field `extent` times as wide.
 
     `shifts` (n, 2) are those that centre the images. An `extent` of 1 leaves the field uncut and periodic.
     """
     edge = box if extent == 1 else extent * box + 1  # odd: each frequency has its opposite
-    kx, ky = frequencies(edge)
+    kx, ky = frequencies(edge, group.sampling_rate)
     odd = odd_phase(kx, ky, group.odd_zernike, group.beam_tilt, VOLTAGE, CS, group.magnification)
     even = even_phase(kx, ky, group.even_zernike, group.magnification)
     aberration = chi(kx, ky, particles, group.magnification) - even - odd
-    y, x = np.moveaxis(np.broadcast_to(shifts, (len(matrices), 2)) * SAMPLING, 1, 0)[..., None, None]
+    y, x = np.moveaxis(np.broadcast_to(shifts, (len(matrices), 2)) * group.sampling_rate, 1, 0)[..., None, None]
     place = 2j * np.pi * (kx * x + ky * y)
-    wave = np.fft.ifft2(specimen(phantom, matrices, kx, ky, group.magnification) * np.exp(place - 1j * aberration))
+    wave = np.fft.ifft2(specimen(phantom, matrices, kx, ky, group) * np.exp(place - 1j * aberration))
     field = np.fft.fftshift(-wave.imag, axes=(1, 2))
     first = edge // 2 - box // 2
     return field[:, first : first + box, first : first + box]
@@ -81,8 +81,8 @@ def aberrated_views(phantom, matrices, box, group, particles, shifts=0.0, extent
 def undone(images, group, particles, shifts=0.0):
     """Transforms (n, box, box) of centred images without their odd phases, and their CTF: ``CTF P(M k)``, CTF."""
     box = images.shape[1]
-    kx, ky = frequencies(box)
-    y, x = np.moveaxis(np.broadcast_to(shifts, (len(images), 2)) * SAMPLING, 1, 0)[..., None, None]
+    kx, ky = frequencies(box, group.sampling_rate)
+    y, x = np.moveaxis(np.broadcast_to(shifts, (len(images), 2)) * group.sampling_rate, 1, 0)[..., None, None]
     odd = odd_phase(kx, ky, group.odd_zernike, group.beam_tilt, VOLTAGE, CS, group.magnification)
     centred = np.fft.fft2(np.roll(images, -(box // 2), axis=(1, 2))) * np.exp(-2j * np.pi * (kx * x + ky * y))
     even = even_phase(kx, ky, group.even_zernike, group.magnification)

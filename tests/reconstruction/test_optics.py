@@ -1,6 +1,8 @@
 """CTF coefficients for stretched images, and what aberrations do to images of a known object."""
 
 import dataclasses
+import shutil
+import subprocess
 
 import numpy as np
 import pytest
@@ -8,10 +10,13 @@ import pytest
 from tests.reconstruction import aberrated_data as data
 from tests.reconstruction.particle_data import SAMPLING, phantom
 from xmipp_accel.errors import ParameterError
+from xmipp_accel.io.images import write_stack
 from xmipp_accel.io.optics_groups import OpticsGroup
+from xmipp_accel.io.particles import Particles, write_particles
+from xmipp_accel.io.volumes import read_volume
 from xmipp_accel.numerics.aberrations import true_frequencies
 from xmipp_accel.numerics.ctf import ctf_at
-from xmipp_accel.numerics.rotations import random_matrices
+from xmipp_accel.numerics.rotations import matrix_to_euler, random_matrices
 from xmipp_accel.reconstruction.optics import ParticleOptics
 
 BOX = 32
@@ -58,9 +63,9 @@ def error_after_undoing(images, group, views, edge):
     """Of the undone transforms against CTF times the undistorted ones, relative, from 12 to 6.7 A."""
     matrices, shifts, optics = views
     found, ctf = data.undone(images, group, optics, shifts)
-    kx, ky = data.frequencies(edge)
+    kx, ky = data.frequencies(edge, SAMPLING)
     used = np.abs(np.hypot(kx, ky) * SAMPLING - 0.35) < 0.1
-    truth = (ctf * data.specimen(phantom(), matrices, kx, ky, group.magnification))[:, used]
+    truth = (ctf * data.specimen(phantom(), matrices, kx, ky, group))[:, used]
     return np.linalg.norm(found[:, used] - truth) / np.linalg.norm(truth)
 
 
@@ -78,7 +83,7 @@ def test_amplitude_contrast_without_aberrations_shows_the_phantom_itself(views):
     matrices, shifts, optics = views
     flat = dataclasses.replace(optics, defocus_u=np.zeros(3), defocus_v=np.zeros(3), amplitude_contrast=1.0)
     soft = phantom().blurred(4.0)
-    found = data.aberrated_views(soft, matrices, BOX, OpticsGroup("plain"), flat, shifts)
+    found = data.aberrated_views(soft, matrices, BOX, OpticsGroup("plain", SAMPLING), flat, shifts)
     expected = soft.project(matrices, BOX, SAMPLING, -shifts)
     assert np.abs(found - expected).max() < 0.005 * expected.max()
 
@@ -98,8 +103,9 @@ def test_a_stretched_projection_is_that_of_stretched_gaussians():
     """In real space ``M`` takes a feature at ``r`` to ``M^T r``: Gaussians of covariance ``sigma^2 M^T M``."""
     matrices, m = random_matrices(2, np.random.default_rng(4)), data.STRETCH @ [[1.0, 0.03], [-0.02, 1.0]]
     particles = phantom()
-    kx, ky = data.frequencies(BOX + 1)
-    transform = data.specimen(particles, matrices, kx, ky, m)
+    kx, ky = data.frequencies(BOX + 1, SAMPLING)
+    group = OpticsGroup("stretched", SAMPLING, magnification=m)
+    transform = data.specimen(particles, matrices, kx, ky, group)
     found = np.fft.fftshift(np.fft.ifft2(transform).real, axes=(1, 2))
     axis = (np.arange(BOX + 1) - BOX // 2) * SAMPLING
     inverse = np.linalg.inv(m.T)
@@ -110,3 +116,33 @@ def test_a_stretched_projection_is_that_of_stretched_gaussians():
         density = np.exp(-0.5 * far / particles.sigmas**2) / (2 * np.pi * particles.sigmas**2)
         truth = density @ particles.masses / np.linalg.det(m) / SAMPLING
         assert np.abs(image - truth).max() < 0.005 * truth.max()
+
+
+@pytest.mark.skipif(shutil.which("relion_reconstruct") is None, reason="RELION is not installed")
+def test_relion_undoes_the_aberrations_that_the_file_tells(tmp_path):
+    """Each forgotten aberration lowers the correlation of RELION's map with the phantom at 7 A."""
+    count, rng = 80, np.random.default_rng(6)
+    matrices, shifts, optics = random_matrices(count, rng), rng.uniform(-2, 2, (count, 2)), data.optics(count)
+    images = data.aberrated_views(phantom(), matrices, BOX, data.ABERRATED, optics, shifts, extent=2)
+    write_stack(tmp_path / "particles.mrcs", images.astype(np.float32), SAMPLING)
+    rot, tilt, psi = matrix_to_euler(matrices)
+    pose = dict(rot=rot, tilt=tilt, psi=psi, shift_y=shifts[:, 0], shift_x=shifts[:, 1], has_pose=True)
+    particles = Particles(
+        [str(tmp_path / "particles.mrcs")] * count, np.arange(count), **pose, **vars(optics), has_ctf=True
+    )
+    truth = np.fft.fftn(phantom().volume(BOX, SAMPLING))
+    k = np.sqrt(sum(axis**2 for axis in np.meshgrid(*[np.fft.fftfreq(BOX) * BOX] * 3)))
+    used = np.abs(k - 13) < 2
+
+    def agreement(group):
+        write_particles(tmp_path / "p.star", dataclasses.replace(particles, groups={1: group}))
+        command = ["relion_reconstruct", "--i", "p.star", "--o", "map.mrc", "--ctf"]
+        subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
+        found = np.fft.fftn(read_volume(tmp_path / "map.mrc")[0])
+        product = (found * truth.conj())[used].real.sum()
+        return product / np.linalg.norm(found[used]) / np.linalg.norm(truth[used])
+
+    right = agreement(data.ABERRATED)
+    assert right > 0.97
+    for name, plain in PLAIN.items():
+        assert agreement(dataclasses.replace(data.ABERRATED, **{name: plain})) < right - 0.003, name

@@ -20,6 +20,7 @@ from xmipp_accel.reconstruction.parameters import ReconstructFourierParameters
 from xmipp_accel.reconstruction.regularise import added_weights, signal_to_noise
 from xmipp_accel.reconstruction.shift import shift_bspline
 from xmipp_accel.reconstruction.symmetry import factorise
+from xmipp_accel.reconstruction.views import Views
 
 
 @pytest.mark.parametrize("order", [0, 2])
@@ -186,7 +187,7 @@ def test_maps_are_regularised_by_the_corrected_fsc(uneven):
     assert np.abs(agreement.fsc_masked - agreement.fsc_corrected).max() > 0.05
     parameters = ReconstructFourierParameters(halves=False, ctf="none")
     accumulator = FourierAccumulator(parameters, CPU, 32, SAMPLING)
-    accumulator.insert(*arguments)
-    sums = join_sides(accumulator.export()[0][0], parameters, np.eye(3, dtype=int)[None])
-    expected = make_map(sums, accumulator.geometry, parameters, fsc=agreement.fsc_corrected)
+    accumulator.insert(arguments[0], Views(*arguments[1:]))
+    sums = join_sides(accumulator.sums[0], accumulator.gridding, np.eye(3, dtype=int)[None])
+    expected = make_map(sums, accumulator.volume, accumulator.gridding, fsc=agreement.fsc_corrected)
     np.testing.assert_allclose(found, expected, atol=1e-4 * expected.max())

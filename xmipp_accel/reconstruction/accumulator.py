@@ -97,7 +97,7 @@ class FourierAccumulator:
     def finish_bytes(self) -> int:
         """Bytes that the most demanding moment of making maps takes besides the sums."""
         voxels = int(np.prod(self.volume.shape[:3], dtype=np.int64))
-        return voxels * ((44 if len(self._permutations) > 1 else 16) + (48 if self.parameters.error_groups else 0))
+        return voxels * ((44 if len(self._permutations) > 1 else 16) + (64 if self.parameters.error_groups else 0))
 
     def batch_size(self, box=None) -> int:
         """How many images of `box` px, the map's by default, one call of :meth:`insert` should get."""
