@@ -17,7 +17,6 @@ from xmipp_accel.particle_alignment.search import shift_grid
 EDGE = 3.0  # px, of the mask
 _BATCH = 256
 _PIXELS = 2.6  # per period of the finest resolution: 2 would do, were it not for interpolation
-_OPTICS = ("defocus_u", "defocus_v", "defocus_angle", "voltage", "cs", "amplitude_contrast", "phase_shift")
 _SHIFT_STEP = 0.56  # periods of the outermost ring, as in Align Significant
 
 
@@ -129,7 +128,7 @@ def ring_images(images, particles, resolution, mask_share, parameters, device) -
         samples = polar.polar_samples(polar.mask_images(batch, mask), grid)
         power[part] = to_host((samples.real**2 + samples.imag**2).mean(axis=2))
         if use_ctf:
-            optics = {name: getattr(particles, name)[part] for name in _OPTICS}
+            optics = particles.ctf_parameters(part)
             batch = _times_ctf(batch, field / size, optics, parameters.phase_flipped)
             samples = polar.polar_samples(polar.mask_images(batch, mask), grid)
             gain[part] = _mean_square(grid, field, optics)

@@ -17,6 +17,7 @@ from xmipp_accel.io.images import open_stack, read_stack, sampling_rate
 # A field with one value a particle; a single value, such as its default, stands for all of them.
 Column = Any
 _NUMBER, _WHOLE, _FLAG = ({"dtype": np.dtype(kind)} for kind in (np.float64, np.int64, bool))
+_CTF = "defocus_u", "defocus_v", "defocus_angle", "voltage", "cs", "amplitude_contrast", "phase_shift"
 
 
 @dataclasses.dataclass
@@ -131,6 +132,10 @@ class Particles:
         if images.shape[1:] != shape:
             raise InputFileError(path, _size(shape), _size(images.shape[1:]))
         return images
+
+    def ctf_parameters(self, rows=slice(None)) -> dict[str, np.ndarray]:
+        """Defocus and optics of the particles at `rows`, all by default, under the names of `numerics.ctf`."""
+        return {name: getattr(self, name)[rows] for name in _CTF}
 
     @property
     def box(self) -> int:

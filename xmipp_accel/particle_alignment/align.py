@@ -199,14 +199,10 @@ class PolarAligner:
         power = to_host((power_of.real**2 + power_of.imag**2).mean(axis=2)).astype(np.float64)
         return _Samples(samples, power, gain, useful)
 
-    def _optics(self, particles):
-        names = ("defocus_u", "defocus_v", "defocus_angle", "voltage", "cs", "amplitude_contrast", "phase_shift")
-        return {name: getattr(particles, name) for name in names}
-
     def _apply_ctf(self, images, particles):
         """Multiply the whole images: before the mask, the CTF gathers what it had spread beyond it."""
         fft = fft_module(images)
-        ctf = ctf_image(self.box, self.sampling_rate, **self._optics(particles), xp=self.device.xp)
+        ctf = ctf_image(self.box, self.sampling_rate, **particles.ctf_parameters(), xp=self.device.xp)
         if self.ctf == "phase_flip":
             ctf = self.device.xp.sign(ctf)
         elif self.phase_flipped:
@@ -218,7 +214,7 @@ class PolarAligner:
         grid = self.comparison.grid
         radii = grid.radii / (self.box * self.sampling_rate)
         angles = grid.angles[None, :] + np.zeros((grid.n_rings, 1))
-        ctf = ctf_at(np.repeat(radii[:, None] ** 2, angles.shape[1], 1), angles, **self._optics(particles))
+        ctf = ctf_at(np.repeat(radii[:, None] ** 2, angles.shape[1], 1), angles, **particles.ctf_parameters())
         return (ctf.astype(np.float64) ** 2).mean(axis=2)
 
 
