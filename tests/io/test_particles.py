@@ -1,4 +1,5 @@
 import dataclasses
+import inspect
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ from xmipp_accel.errors import InputFileError, ParameterError
 from xmipp_accel.io.images import write_stack
 from xmipp_accel.io.particles import Particles, read_particles, write_particles
 from xmipp_accel.io.tables import read_blocks, write_blocks
+from xmipp_accel.numerics.ctf import ctf_at
 from xmipp_accel.numerics.rotations import euler_to_matrix
 
 OPTICS = "data_optics\nloop_\n_rlnOpticsGroup\n_rlnVoltage\n_rlnSphericalAberration\n_rlnAmplitudeContrast\n"
@@ -68,6 +70,15 @@ def test_taking_some_takes_every_column(folder):
         np.testing.assert_array_equal(some.extra["maxCC"], particles.extra["maxCC"][[4, 0, 0]])
         assert some.has_pose and some.sampling_rate == 1.5
     assert particles.take(particles.half == 1).half.tolist() == [1] * int((particles.half == 1).sum())
+
+
+def test_ctf_parameters_are_those_of_some_rows_by_the_names_of_the_formula(folder):
+    particles, rows = _full(folder), [3, 0]
+    found = particles.ctf_parameters(rows)
+    assert list(inspect.signature(ctf_at).parameters) == ["k2", "angle", *found, "xp"]
+    for name, values in found.items():
+        np.testing.assert_array_equal(values, getattr(particles, name)[rows], err_msg=name)
+        assert len(particles.ctf_parameters()[name]) == len(particles)
 
 
 def test_images_come_from_several_stacks_in_the_order_of_the_particles(folder):

@@ -18,6 +18,7 @@ from xmipp_accel.io.optics_groups import SAMPLING_TOLERANCE, OpticsGroup
 # A field with one value a particle; a single value, such as its default, stands for all of them.
 Column = Any
 _NUMBER, _WHOLE, _FLAG = ({"dtype": np.dtype(kind)} for kind in (np.float64, np.int64, bool))
+_CTF = "defocus_u", "defocus_v", "defocus_angle", "voltage", "cs", "amplitude_contrast", "phase_shift"
 
 
 @dataclasses.dataclass
@@ -145,6 +146,10 @@ class Particles:
         if images.shape[1:] != (box, box):
             raise InputFileError(path, _size((box, box)), _size(images.shape[1:]))
         return images
+
+    def ctf_parameters(self, rows=slice(None)) -> dict[str, np.ndarray]:
+        """Defocus and optics of the particles at `rows`, all by default, under the names of `numerics.ctf`."""
+        return {name: getattr(self, name)[rows] for name in _CTF}
 
     @property
     def box(self) -> int:
