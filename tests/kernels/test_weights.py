@@ -4,7 +4,7 @@ import numba
 import numpy as np
 import pytest
 
-from xmipp_accel.backend import to_host
+from xmipp_accel.backend import CPU, to_host
 from xmipp_accel.kernels.reference import weights as reference
 from xmipp_accel.numerics.rotations import random_matrices
 from xmipp_accel.numerics.symmetry import symmetry_matrices
@@ -79,6 +79,15 @@ def test_only_the_listed_images_are_inserted(device):
     _agree(*_spread(device, *problem, np.array([4, 1])))
     nothing, zeros = _spread(device, *problem, np.arange(0))
     assert not nothing.any() and not zeros.any()
+
+
+def test_operators_that_keep_the_grid_need_no_insertion():
+    group = symmetry_matrices("d2")
+    slices, matrices, curvature = _problem(3, 15, 8, operators="d2")
+    expected = _spread(CPU, slices, matrices, curvature, np.arange(3))[1]
+    once = np.zeros(expected.shape)
+    reference.insert_weights(once, slices, matrices[:, :1], curvature, np.arange(3), TABLE, RADIUS)
+    np.testing.assert_allclose(join_weights(once, np.rint(group).astype(int)), expected, atol=1e-3)
 
 
 def test_threads_do_not_change_the_sums(device):

@@ -1,15 +1,15 @@
 """Least-squares maps by conjugate gradients.
 
-The map x minimises ``sum_j w_j |F_j - (A x)_j|^2 + x* L x`` over the samples j of all images, with ``(A x)_j`` the
-transform of x at the sample's position, so that ``(A* W A + L) x = A* W F``. The right side is the transform
-of the samples to the voxels of the map. ``A* W A`` depends on the difference of two voxels alone: it is a
-convolution with ``h(r) = sum_j w_j exp(2 pi i k_j r)``, applied by FFT in a box of twice the map's edge without
-looking at the samples again (Fessler et al., IEEE Trans. Signal Process. 53 (2005), 3393; Wang, Shkolnisky and
-Singer, arXiv:1307.5824, for projections). ``L`` is a filter added to the spectrum of h.
+The map x minimises ``sum_j w_j |F_j - (A x)_j|^2 + x* L x`` over the samples j of all images, where ``(A x)_j`` is
+the transform of x at the sample's frequency k_j, so that ``(A* W A + L) x = A* W F``. The right side brings the
+samples to the voxels of the map. ``A* W A`` depends on the difference of two voxels alone: it is the convolution
+with ``h(r) = sum_j w_j exp(2 pi i k_j r)``, applied by FFT in twice the box without looking at a sample again
+(Fessler et al., IEEE Trans. Signal Process. 53 (2005), 3393; for projections Wang et al., SIAM J. Imaging Sci. 6
+(2013), 2450). L is a filter.
 
-Both transforms of scattered samples are sums over a grid on which the samples were spread with a blob, divided by
-the blob's transform: the values on the grid of the accumulator, the weights on one twice as fine, since h is
-wanted in twice the box.
+Both sums over scattered frequencies are inverse FFTs of a grid onto which the samples were spread with a blob,
+divided by the blob's transform: the values on the accumulator's grid, the weights on one twice as fine, since h is
+wanted in twice the box. Nothing is divided by weights, which is what limits direct maps.
 """
 
 from __future__ import annotations
@@ -17,46 +17,50 @@ from __future__ import annotations
 import numpy as np
 
 from xmipp_accel.backend import array_module, fft_module, good_fft_size, to_host
+from xmipp_accel.numerics.fsc import shell_numbers
 from xmipp_accel.reconstruction.blob import blob_apodisation
 
-BLOB = 1.9, 0, 8.5  # radius, order, alpha: the least aliasing within half of the period
+BLOB = 1.9, 0, 8.5  # radius, order, alpha: little aliasing within half of the period
 FLOOR = 0.5  # of a shell's mean eigenvalue, in the preconditioner
-STAGNATION = 1e-8  # of the objective's decrease so far
+STAGNATION = 1e-8  # of what the objective fell by so far
 
 
 def adjoint_image(value_sums, box: int, period: int):
-    """Transform of the samples' values to the voxels, ``A* W F``.
+    """Samples brought to the voxels, ``A* W F``.
 
     Parameters
     ----------
-    value_sums : (2 c + 1, 2 c + 1, c + 1) complex64 array
-        Values spread with `BLOB`, opposite sides joined.
+    value_sums : (2 c + 1, 2 c + 1, c + 1, 4) float32 array
+        Records spread with `BLOB`, opposite sides and symmetry joined.
     box : int
         Edge of the map, px.
     period : int
-        Samples of the grid in a cycle/px, at least twice the box.
+        Voxels of the sums in a cycle/px, even and at least twice the box.
 
     Returns
     -------
     (box, box, box) float32 array, the origin at ``box // 2``
     """
-    return _to_voxels(value_sums, box, period)
+    values = value_sums.view(array_module(value_sums).complex64)[..., 0]
+    return _to_voxels(values, box, period)
 
 
 def toeplitz_spectrum(weight_sums, box: int, period: int):
     """Spectrum of the convolution ``A* W A``.
 
+    The sums take 128 n^3 bytes for a box of n px, their transform 100 n^3 for a while, the spectrum 16 n^3.
+
     Parameters
     ----------
     weight_sums : (2 c + 1, 2 c + 1, c + 1) float32 array
-        Weights spread with `BLOB` at twice the positions of the values, opposite sides joined.
+        Weights spread with `BLOB` at twice the positions of the values, opposite sides and symmetry joined.
     box, period : int
-        As for :func:`adjoint_image`: the fine grid has twice the `period`.
+        As for :func:`adjoint_image`; the grid of the weights has twice that period.
 
     Returns
     -------
     (m, m, m // 2 + 1) float32 array
-        On the frequencies of an ``rfftn`` of edge m, the next good FFT size from twice the box on.
+        At the frequencies of an ``rfftn`` of edge m, the first good FFT size from twice the box on.
     """
     size = good_fft_size(2 * box)
     kernel = _to_voxels(weight_sums, size, 2 * period)
@@ -75,8 +79,8 @@ def add_prior(spectrum, box: int, band: float, fractions):
     box : int
         Edge of the map, px.
     band : float
-        Radius of the shell up to which there are samples, in steps of ``1 / box`` cycles/px; what lies beyond
-        gets the prior of that shell.
+        Radius up to which there are samples, in steps of ``1 / box`` cycles/px. What lies beyond gets the prior
+        of the last whole shell within.
     fractions : float or (s,) array_like
         Of shells 0, 1, ... of the map, the last one also for those beyond. The reciprocal of a signal-to-noise
         ratio makes a Wiener filter; one number damps alike what few samples support.
@@ -84,18 +88,18 @@ def add_prior(spectrum, box: int, band: float, fractions):
     xp = array_module(spectrum)
     size = spectrum.shape[0]
     fractions = np.atleast_1d(np.asarray(fractions, dtype=np.float64))
-    means = _shell_means(_eigenvalues(spectrum, box))
-    radii = np.minimum(np.arange(size) * (box / size), band)
+    means = _shell_means(_eigenvalues(spectrum, box), shell_numbers(box, 3, xp))
+    radii = np.minimum(np.arange(size) * (box / size), max(band - 1, 0))
     prior = np.interp(radii, np.arange(len(fractions)), fractions) * np.interp(radii, np.arange(len(means)), means)
-    prior = xp.asarray(prior, dtype=xp.float32)
-    for planes in _chunks(xp, size, spectrum[0].size):
-        spectrum[planes] += prior[_shells(size, planes, xp)]
+    spectrum += xp.asarray(prior, dtype=xp.float32)[shell_numbers(size, 3, xp)]
 
 
 def solve(right, spectrum, band: float, iterations: int, support=None):
     """Map by preconditioned conjugate gradients.
 
-    Takes 22 n^3 bytes and a half beside its arguments... Each iteration
+    An iteration takes ``70 n^3 log2(2 n)`` operations in the convolution and a fifth of that in the
+    preconditioner. The memory is 64 n^3 bytes beside the arguments while the preconditioner is made, less
+    afterwards. Arrays are float32, scalar products float64.
 
     Parameters
     ----------
@@ -106,9 +110,9 @@ def solve(right, spectrum, band: float, iterations: int, support=None):
     band : float
         As for :func:`add_prior`; the map has nothing beyond.
     iterations : int
-        At most; fewer where they no longer change the map.
+        At most; fewer where they no longer lower the objective.
     support : (n, n, n) float32 array, optional
-        The map is this mask times what is sought.
+        The map is this mask times what is sought. Fills gaps between few views.
 
     Returns
     -------
@@ -165,11 +169,10 @@ def _preconditioner(spectrum, box, band):
     """Inverse of the circulant matrix, and the band, as factors of an ``rfftn`` of edge `box`."""
     xp = array_module(spectrum)
     eigenvalues = _eigenvalues(spectrum, box)
-    shells = _shells(box, slice(None), xp)
-    means = _shell_means(eigenvalues)
-    # Where there are no samples, none of the many steps should go.
-    least = FLOOR * means[np.minimum(np.arange(len(means)), int(band))]
-    least = xp.asarray(least, dtype=xp.float32)[shells]
+    shells = shell_numbers(box, 3, xp)
+    # Beyond the band the matrix is nearly singular, and steps must not grow with its inverse.
+    least = xp.asarray(FLOOR * _shell_means(eigenvalues, shells), dtype=xp.float32)
+    least = least[xp.minimum(shells, max(int(band) - 1, 0))]
     return 1 / xp.maximum(eigenvalues, least), shells <= band
 
 
@@ -199,23 +202,22 @@ def _to_voxels(sums, size, period):
     """Cube of `size` px: the deconvolved inverse transform of half a grid, without a factor."""
     xp, fft = array_module(sums), fft_module(sums)
     centre = sums.shape[2] - 1
-    slabs = xp.empty((size,) + sums.shape[1:], dtype=xp.complex64)
-    for rows in _chunks(xp, sums.shape[1], period * sums.shape[2]):
-        slabs[:, rows] = _inverse(sums[:, rows], 0, size, period)
+    lines = xp.empty((size, size, centre + 1), dtype=xp.complex64)
+    for columns in _chunks(xp, centre + 1, period * size):
+        lines[..., columns] = _inverse(_inverse(sums[..., columns], 0, size, period), 1, size, period)
     axis = xp.arange(size) - size // 2
     across = axis[:, None] ** 2 + axis[None, :] ** 2
     # Every squared distance that there is has its own entry.
     table = blob_apodisation(np.sqrt(np.arange(3 * (size // 2) ** 2 + 1)), period, *BLOB)
     table = xp.asarray(table, dtype=xp.float32)
     volume = xp.empty((size,) * 3, dtype=xp.float32)
-    for planes in _chunks(xp, size, period * sums.shape[2]):
-        lines = _inverse(slabs[planes], 1, size, period)
-        half = xp.zeros((*lines.shape[:2], period // 2 + 1), dtype=xp.complex64)
+    for planes in _chunks(xp, size, period * size):
+        half = xp.zeros((*lines[planes].shape[:2], period // 2 + 1), dtype=xp.complex64)
         stored = min(centre, period // 2) + 1
-        half[..., :stored] = lines[..., :stored]
+        half[..., :stored] = lines[planes, :, :stored]
         # From half a cycle/px on, a sample is also the mate of one within.
         for kx in range(period // 2, centre + 1):
-            half[..., period - kx] += lines[..., kx].conj()
+            half[..., period - kx] += lines[planes, :, kx].conj()
         values = xp.take(fft.irfft(half, n=period, axis=2, norm="forward"), axis % period, axis=2)
         volume[planes] = values / table[axis[planes, None, None] ** 2 + across]
     return volume
@@ -241,15 +243,8 @@ def _chunks(xp, length, size):
     return [slice(first, min(first + step, length)) for first in range(0, length, step)]
 
 
-def _shells(size, planes, xp):
-    """Rounded radius of the samples in some planes of an ``rfftn`` of edge `size`."""
-    full = (xp.fft.fftfreq(size) * size) ** 2
-    half = xp.arange(size // 2 + 1) ** 2
-    return xp.rint(xp.sqrt(full[planes, None, None] + full[None, :, None] + half)).astype(xp.int32)
-
-
-def _shell_means(spectrum):
-    """Mean of a half spectrum at each rounded radius, float64 on the host."""
+def _shell_means(spectrum, shells):
+    """Mean of a half spectrum in each shell, float64 on the host."""
     xp = array_module(spectrum)
-    shells = _shells(spectrum.shape[0], slice(None), xp).ravel()
+    shells = shells.ravel()
     return to_host(xp.bincount(shells, spectrum.ravel()) / xp.maximum(xp.bincount(shells), 1))
