@@ -9,8 +9,8 @@ from xmipp_accel.kernels.reference import weights as reference
 from xmipp_accel.numerics.rotations import random_matrices
 from xmipp_accel.numerics.symmetry import symmetry_matrices
 from xmipp_accel.reconstruction.blob import blob_table
-from xmipp_accel.reconstruction.weights import insert_weights
 from xmipp_accel.reconstruction.symmetry import join_weights
+from xmipp_accel.reconstruction.weights import insert_weights
 
 RADIUS = 1.9
 TABLE = blob_table(RADIUS, 0, 8.5)
