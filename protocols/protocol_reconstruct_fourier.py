@@ -25,12 +25,14 @@ MAIN = (
     Entry("method", "method", "Method"),
 )
 EXPERT = (
-    Entry("padding", "padding", "Padding factor"),
+    Entry("pad_proj", "padding_images", "Padding of images"),
+    Entry("pad_vol", "padding_volume", "Padding of the volume"),
     Entry("wiener", "wiener", "Wiener constant"),
-    Entry("blobRadius", "blob_radius", "Blob radius", "method > 0"),
-    Entry("blobOrder", "blob_order", "Blob order", "method > 0"),
-    Entry("blobAlpha", "blob_alpha", "Blob alpha", "method > 0"),
+    Entry("blobRadius", "blob_radius", "Blob radius", "method in (1, 3, 4)"),
+    Entry("blobOrder", "blob_order", "Blob order", "method in (1, 3, 4)"),
+    Entry("blobAlpha", "blob_alpha", "Blob alpha", "method in (1, 3, 4)"),
     Entry("seed", "seed", "Random seed", "useHalves"),
+    Entry("deterministic", "deterministic", "Deterministic?"),
     Entry("batchSize", "batch_size", "Particles per batch"),
 )
 ENTRIES = MAIN + EXPERT

@@ -8,6 +8,7 @@ from xmipp_accel.backend import CPU, to_host
 from xmipp_accel.errors import ParameterError, ProcessingError
 from xmipp_accel.reconstruction.executor import ReconstructFourierExecutor
 from xmipp_accel.reconstruction.parameters import ReconstructFourierParameters
+from xmipp_accel.reconstruction.prepare import SlicePlan
 
 
 def _accumulator(device=CPU, box=20, **choices):
@@ -34,14 +35,14 @@ def test_a_batch_too_large_for_the_memory_is_inserted_in_parts(monkeypatch, capl
     halves = 1 + np.arange(30) % 2
     expected = reconstruct(images, matrices, shifts, halves=halves)[1]
     accumulator = _accumulator()
-    prepare = accumulator._slices
+    slices = SlicePlan.slices
 
-    def crowded(images, *others):
+    def crowded(self, images, *others):
         if len(images) > 8:
             raise MemoryError
-        return prepare(images, *others)
+        return slices(self, images, *others)
 
-    monkeypatch.setattr(accumulator, "_slices", crowded)
+    monkeypatch.setattr(SlicePlan, "slices", crowded)
     accumulator.insert(images, matrices, shifts, halves=halves)
     found = accumulator.finish().half1
     assert "too little memory for 30 images" in caplog.text
@@ -90,5 +91,5 @@ def test_batches_follow_the_memory_unless_told():
 def test_coarser_and_less_padded_maps_need_less_memory():
     usual = _accumulator(box=60).footprint()
     assert _accumulator(box=60, max_resolution=12.0).footprint() < 0.3 * usual
-    assert _accumulator(box=60, padding=1.0).footprint() < 0.3 * usual
+    assert _accumulator(box=60, padding_volume=1.0).footprint() < 0.3 * usual
     assert _accumulator(box=60, halves=False).footprint() < usual

@@ -11,7 +11,8 @@ from xmipp_accel.errors import ParameterError
 from xmipp_accel.numerics.ctf import ctf_image
 from xmipp_accel.numerics.symmetry import symmetry_matrices
 from xmipp_accel.reconstruction import blob
-from xmipp_accel.reconstruction.geometry import plan_geometry
+from xmipp_accel.reconstruction.geometry import plan_images, plan_volume
+from xmipp_accel.reconstruction.gridding import plan_gridding
 from xmipp_accel.reconstruction.halves import assign_halves, weigh_by_fsc
 from xmipp_accel.reconstruction.optics import ParticleOptics
 from xmipp_accel.reconstruction.parameters import ReconstructFourierParameters
@@ -64,7 +65,7 @@ def test_factors_run_through_the_group_once(name, permutations):
     assert (distances < 1e-6).sum(axis=0).tolist() == [1] * len(group)
 
 
-@pytest.mark.parametrize("method", ["direct", "xmipp", "xmipp_fast"])
+@pytest.mark.parametrize("method", ["trilinear", "xmipp", "xmipp_fast"])
 @pytest.mark.parametrize("name", ["c2", "d2", "d3", "o"])
 def test_symmetry_equals_inserting_every_operator(device, method, name):
     images, matrices, shifts = views(6, 20)
@@ -79,20 +80,39 @@ def test_symmetry_equals_inserting_every_operator(device, method, name):
     np.testing.assert_allclose(once, every, atol=tolerance * np.abs(every).max())
 
 
-def test_geometry_follows_padding_and_resolution():
-    def plan(**choices):
-        return plan_geometry(ReconstructFourierParameters(**choices), 50, 2.0)
+def _plan(box=50, sampling_rate=2.0, **choices):
+    parameters = ReconstructFourierParameters(**choices)
+    gridding = plan_gridding(parameters)
+    return parameters, gridding, plan_volume(parameters, gridding, box, sampling_rate)
 
-    assert plan().padded == 100 and plan().columns == 51
-    assert plan(padding=1.0).padded == 50
-    assert plan(max_resolution=8.0).columns == 26
-    assert plan(max_resolution=1.0) == plan()
-    assert plan(method="xmipp").accumulator_shape == (101, 101, 51, 4)
-    assert plan(method="xmipp", max_resolution=8.0).accumulator_shape == (51, 51, 26, 4)
+
+def test_geometry_follows_padding_and_resolution():
+    def volume(**choices):
+        return _plan(**choices)[2]
+
+    assert volume().padded == 100 and volume().centre == 51
+    assert volume(padding_volume=1.0).padded == 50
+    assert volume(max_resolution=8.0).centre == 26
+    assert volume(max_resolution=1.0) == volume()
+    assert volume(method="blob").centre == 52
+    assert volume(method="xmipp").shape == (101, 101, 51, 4)
+    assert volume(method="xmipp", max_resolution=8.0).shape == (51, 51, 26, 4)
     with pytest.raises(ParameterError, match="max_resolution: expected finer than"):
-        plan(max_resolution=500.0)
-    with pytest.raises(ParameterError, match="a pixel size, found 50, 0"):
-        plan_geometry(ReconstructFourierParameters(), 50, 0.0)
+        volume(max_resolution=500.0)
+    for wrong in (dict(sampling_rate=0.0), dict(sampling_rate=np.nan), dict(box=1)):
+        with pytest.raises(ParameterError, match="4 px or more and a pixel size, found"):
+            _plan(**wrong)
+
+
+def test_slices_of_another_pixel_size_fill_the_same_frequencies():
+    planned = _plan()
+    same, finer, coarser = (plan_images(*planned, box, rate) for box, rate in ((50, 2.0), (80, 1.6), (30, 3.0)))
+    assert (same.scale, same.gain) == (1.0, 1.0)
+    assert finer.scale == pytest.approx(200 / 256) and finer.gain == pytest.approx(0.64)
+    # 0.25 and 0.1667 1/A are the finest frequencies of the map and of the coarser images.
+    assert (finer.columns - 1) * finer.step == pytest.approx(0.25, abs=finer.step)
+    assert (coarser.columns - 1) * coarser.step == pytest.approx(1 / 6)
+    assert (finer.columns - 1) * finer.scale <= planned[2].radius
 
 
 def test_phase_coefficients_give_the_ctf():

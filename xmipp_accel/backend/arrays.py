@@ -94,10 +94,13 @@ class _HostFFT:
         return self.irfft(self.ifft(x, n=s[0], axis=-2), n=s[1], axis=-1)
 
 
-def fft_module(*arrays):
-    """Return the FFT functions for `array_module(*arrays)`: `cupyx.scipy.fft` or multi-threaded `scipy.fft`."""
+def fft_module(*arrays, workers=None):
+    """Return the FFT functions for `array_module(*arrays)`: `cupyx.scipy.fft`, or `scipy.fft` on every core.
+
+    Whoever calls them from threads of their own asks for one worker.
+    """
     if array_module(*arrays) is np:
-        return _HostFFT(cpu_count())
+        return _HostFFT(workers or cpu_count())
     import cupyx.scipy.fft
 
     return cupyx.scipy.fft

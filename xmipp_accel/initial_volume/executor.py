@@ -173,6 +173,7 @@ class ReconstructSignificantExecutor:
     def _check(self, particles):
         if not len(particles):
             raise ParameterError("particles: expected at least one that is enabled, found none")
+        particles.require_uniform()
         if not particles.sampling_rate:
             raise ParameterError("particles: their sampling rate is unknown")
         if self.parameters.mask_radius > particles.box / 2:

@@ -216,7 +216,12 @@ class SignificantLoop:
 
     def _insert(self, images, pictures, matrices, weights):
         parameters = ReconstructFourierParameters(
-            symmetry=self.parameters.symmetry, halves=False, ctf="none", padding=_PADDING, wiener=_WIENER
+            symmetry=self.parameters.symmetry,
+            halves=False,
+            ctf="none",
+            padding_images=_PADDING,
+            padding_volume=_PADDING,
+            wiener=_WIENER,
         )
         accumulator = FourierAccumulator(parameters, self.device, images.grid.box, images.sampling_rate)
         accumulator.insert(pictures, matrices, np.zeros((len(matrices), 2)), weights=weights)

@@ -8,15 +8,14 @@ from typing import Any
 
 import numpy as np
 
-from xmipp_accel.backend import Device, fft_module, to_host
+from xmipp_accel.backend import Device, to_host
 from xmipp_accel.errors import ParameterError, ProcessingError
+from xmipp_accel.kernels.reference.insert import FACTORS, OFFSET, WEIGHT
 from xmipp_accel.numerics.symmetry import symmetry_matrices
-from xmipp_accel.reconstruction import insert
-from xmipp_accel.reconstruction.blob import blob_table
 from xmipp_accel.reconstruction.finish import join_sides, make_map
-from xmipp_accel.reconstruction.geometry import plan_geometry
-from xmipp_accel.reconstruction.optics import CTF_MODES
-from xmipp_accel.reconstruction.shift import shift_bspline
+from xmipp_accel.reconstruction.geometry import plan_images, plan_volume
+from xmipp_accel.reconstruction.gridding import plan_gridding
+from xmipp_accel.reconstruction.prepare import CTF_MODES, SlicePlan
 from xmipp_accel.reconstruction.symmetry import factorise
 
 logger = logging.getLogger(__name__)
@@ -42,9 +41,9 @@ class FourierAccumulator:
         With a definite `ctf`: ``"auto"`` is decided by whoever knows the particles.
     device : Device
     box : int
-        Edge of the images, px.
+        Edge of the map, px.
     sampling_rate : float
-        A/px.
+        Of the map, A/px.
 
     Raises
     ------
@@ -59,20 +58,21 @@ class FourierAccumulator:
             raise ParameterError(f"ctf: expected one of {', '.join(CTF_MODES)}, found {parameters.ctf!r}")
         self.parameters = parameters
         self.device = device
-        self.geometry = plan_geometry(parameters, box, sampling_rate)
+        self.gridding = plan_gridding(parameters)
+        self.volume = plan_volume(parameters, self.gridding, box, sampling_rate)
         group = symmetry_matrices(parameters.symmetry)
         # --fast convolves the sums before opposite sides are joined, which moving voxels would not commute with.
-        splits = factorise(group) if parameters.method != "xmipp_fast" else (np.eye(3, dtype=int)[None], group)
+        splits = (np.eye(3, dtype=int)[None], group) if self.gridding.spreads_at_the_end else factorise(group)
         self._permutations: np.ndarray = splits[0]
         self._operators: np.ndarray = splits[1]
-        self._table = blob_table(parameters.blob_radius, parameters.blob_order, parameters.blob_alpha)
+        self._plans: dict[Any, SlicePlan] = {}
         self._check_memory()
         self.counts = [0, 0] if parameters.halves else [0]
         with device.activate():
             self._sums: Any = [self._zeros() for _ in self.counts]
 
     def _zeros(self):
-        return self.device.xp.zeros(self.geometry.accumulator_shape, dtype=np.float32)
+        return self.device.xp.zeros(self.volume.shape, dtype=np.float32)
 
     def _check_memory(self):
         if self.device.kind == "cpu":
@@ -81,25 +81,35 @@ class FourierAccumulator:
         if needed > free:
             raise ProcessingError(
                 f"{self.device}: expected {needed / 1e9:.1f} GB of free memory for a box of "
-                f"{self.geometry.box} px, found {free / 1e9:.1f} GB (padding and max_resolution change it)"
+                f"{self.volume.box} px, found {free / 1e9:.1f} GB (padding and max_resolution change it)"
             )
 
     def footprint(self) -> int:
         """Bytes that the sums and the most demanding moment of finishing take."""
-        voxels = int(np.prod(self.geometry.accumulator_shape[:3], dtype=np.int64))
+        voxels = int(np.prod(self.volume.shape[:3], dtype=np.int64))
         sums = 16 * (2 if self.parameters.halves else 1) * voxels
         return sums + voxels * (44 if len(self._permutations) > 1 else 16)
+
+    def plan(self, box=None, sampling_rate=None) -> SlicePlan:
+        """How images of `box` px at `sampling_rate` A/px, those of the map by default, become slices."""
+        key = box or self.volume.box, sampling_rate or self.volume.sampling_rate
+        if key not in self._plans:
+            grid = plan_images(self.parameters, self.gridding, self.volume, *key)
+            self._plans[key] = SlicePlan(grid, self.gridding, CTF_MODES[self.parameters.ctf])
+        return self._plans[key]
 
     def batch_size(self) -> int:
         """How many images one call of :meth:`insert` should get."""
         if self.parameters.batch_size > 0:
             return self.parameters.batch_size
-        g = self.geometry
+        g = self.plan().grid
         image = 4 * g.box * (g.box + g.padded) + 16 * g.columns * (g.padded + g.box) + 16 * g.rows * g.columns
         budget = 0.2 * self.device.free_memory() if self.device.kind == "cuda" else 5e8
         return int(np.clip(budget / image, 1, LARGEST_BATCH))
 
-    def insert(self, images, matrices, shifts, *, weights=None, optics=None, flips=None, halves=None):
+    def insert(
+        self, images, matrices, shifts, *, weights=None, optics=None, flips=None, halves=None, sampling_rate=None
+    ):
         """Add a batch of images.
 
         Parameters
@@ -118,8 +128,11 @@ class FourierAccumulator:
             reads Xmipp's column ``flip``.
         halves : (n,) array_like of 1 and 2, optional
             Needed with half maps.
+        sampling_rate : float, optional
+            Of the images, A/px; the map's by default.
         """
         count = len(images)
+        plan = self.plan(images.shape[1], sampling_rate)
         matrices = np.array(matrices, dtype=np.float64).reshape(count, 3, 3)
         shifts = np.array(shifts, dtype=np.float64).reshape(count, 2)
         if flips is not None:
@@ -127,28 +140,31 @@ class FourierAccumulator:
             flips = np.asarray(flips, dtype=bool)
             matrices[flips] *= np.array([-1.0, 1.0, -1.0])[:, None]
             shifts[flips, 1] *= -1
-        weights = np.ones(count, np.float32) if weights is None else np.asarray(weights, dtype=np.float32)
         if len(self._sums) == 1:
             halves = np.ones(count, dtype=int)
         elif halves is None or not np.isin(halves, (1, 2)).all():
             raise ParameterError("halves: expected half set 1 or 2 for every image, since half maps are on")
-        arrays = images, matrices, shifts, weights, self._coefficients(optics, count), np.asarray(halves)
+        matrices[:, :2] *= plan.grid.scale
+        factors = self._factors(plan, optics, weights, count)
         with self.device.activate():
-            self._insert_fitting(*arrays)
+            self._insert_fitting(plan, images, shifts, factors, matrices, np.asarray(halves))
 
-    def _coefficients(self, optics, count):
-        if self.parameters.ctf == "none":
-            return np.zeros((count, 5), np.float32)
-        if optics is None:
-            raise ParameterError("ctf: expected the optics of every image, found none")
-        return optics.phase_coefficients(count, 1 / (self.geometry.padded * self.geometry.sampling_rate))
+    def _factors(self, plan, optics, weights, count):
+        factors = np.zeros((count, FACTORS), np.float32)
+        factors[:, WEIGHT] = 1.0 if weights is None else weights
+        if plan.mode:
+            if optics is None:
+                raise ParameterError("ctf: expected the optics of every image, found none")
+            phase = optics.phase_coefficients(count, plan.grid.step)
+            factors[:, :3], factors[:, 3], factors[:, OFFSET] = phase[:, :3], np.sqrt(phase[:, 3]), phase[:, 4]
+        return factors
 
-    def _insert_fitting(self, *arrays):
+    def _insert_fitting(self, plan, *arrays):
         """Insert a batch, in parts where the device has no room for all of it."""
-        images, matrices, shifts, weights, coefficients, halves = arrays
+        images, shifts, factors, matrices, halves = arrays
         count = len(images)
         try:
-            slices = self._slices(self.device.asarray(images, np.float32), shifts, weights, coefficients)
+            slices = plan.slices(self.device.asarray(images, np.float32), shifts, factors)
         except MemoryError:
             if count < 2:
                 raise
@@ -156,39 +172,19 @@ class FourierAccumulator:
                 "%s: too little memory for %d images at a time, trying half of them", self.device, count
             )
             for part in (slice(None, count // 2), slice(count // 2, None)):
-                self._insert_fitting(*(array[part] for array in arrays))
+                self._insert_fitting(plan, *(array[part] for array in arrays))
             return
         matrices = np.ascontiguousarray(np.einsum("nij,gkj->ngik", matrices, self._operators))
+        curvature = np.zeros(count, np.float32)
+        reach = (plan.grid.columns if self.gridding.as_xmipp else self.volume.radius) + self._beyond
         for number, sums in enumerate(self._sums):
             members = np.flatnonzero(halves == number + 1)
-            self._insert(sums, slices, matrices, members)
+            self.gridding.insert(sums, 0, slices, matrices, curvature, members, reach)
             self.counts[number] += len(members)
 
-    def _slices(self, images, shifts, weights, coefficients):
-        """Transform padded images and prepare their records."""
-        g, xp, fft = self.geometry, self.device.xp, fft_module(images)
-        exact = self.parameters.method == "direct"
-        if not exact:
-            images, shifts = shift_bspline(images, shifts), np.zeros_like(shifts)
-        # The zero padding is transformed only where it must be.
-        half = xp.ascontiguousarray(fft.rfft(images, n=g.padded, axis=2)[:, :, : g.columns])
-        transforms = fft.fft(half, n=g.padded, axis=1).astype(xp.complex64, copy=False)
-        offset = 2j * np.pi * (g.box // 2 - shifts) / g.padded
-        ramp_y = np.exp(offset[:, :1] * (np.arange(g.rows) - g.rows // 2)).astype(np.complex64)
-        ramp_x = np.exp(offset[:, 1:] * np.arange(g.columns)).astype(np.complex64)
-        ramp_y, ramp_x, coefficients, weights = map(xp.asarray, (ramp_y, ramp_x, coefficients, weights))
-        mode = CTF_MODES[self.parameters.ctf]
-        return insert.prepare_slices(
-            transforms, ramp_y, ramp_x, coefficients, weights, g.rows, g.limit, mode, not exact
-        )
-
-    def _insert(self, sums, slices, matrices, members):
-        if self.parameters.method == "direct":
-            insert.insert_trilinear(sums, slices, matrices, members)
-        elif self.parameters.method == "xmipp":
-            insert.insert_blob(sums, slices, matrices, members, self._table, self.parameters.blob_radius)
-        else:
-            insert.insert_nearest(sums, slices, matrices, members)
+    @property
+    def _beyond(self):
+        return 0.0 if self.gridding.kernel == "nearest" else self.gridding.reach
 
     def export(self):
         """Sums and counts on the host, for :meth:`merge` elsewhere: (list of arrays, list of int), one a half."""
@@ -229,9 +225,12 @@ class FourierAccumulator:
             raise ProcessingError(f"reconstruction: expected images in every half, found {self.counts}")
         sums, self._sums = self._sums, None
         with self.device.activate():
-            sums = [join_sides(part, self.parameters, self._permutations) for part in sums]
-            maps = [make_map(part, self.geometry, self.parameters) for part in sums]
+            sums = [join_sides(part, self.gridding, self._permutations) for part in sums]
+            maps = [self._map(part) for part in sums]
             if len(sums) == 1:
                 return Maps(maps[0], None, None)
             sums[0] += sums.pop()
-            return Maps(make_map(sums[0], self.geometry, self.parameters), *maps)
+            return Maps(self._map(sums[0]), *maps)
+
+    def _map(self, sums):
+        return make_map(sums, self.volume, self.gridding, self.parameters.wiener)

@@ -158,21 +158,19 @@ class ReconstructFourierExecutor:
 
     def _publish(self, maps, accumulator, folder, name):
         """Compare the halves and write the maps; the result still lacks its times and skipped particles."""
-        parameters, geometry = accumulator.parameters, accumulator.geometry
+        parameters, grid = accumulator.parameters, accumulator.volume
         os.makedirs(folder, exist_ok=True)
         files = {"volume": f"{name}.mrc", "half1": "", "half2": ""}
         agreement, full = None, maps.full
         if maps.half1 is not None:
             files.update(half1=f"{name}_half1.mrc", half2=f"{name}_half2.mrc")
             with accumulator.device.activate():
-                agreement = compare_halves(
-                    maps.half1, maps.half2, geometry.sampling_rate, parameters.mask_diameter
-                )
+                agreement = compare_halves(maps.half1, maps.half2, grid.sampling_rate, parameters.mask_diameter)
                 if parameters.fsc_weighting:
                     full = weigh_by_fsc(full, agreement.fsc_masked)
         for volume, key in ((full, "volume"), (maps.half1, "half1"), (maps.half2, "half2")):
             if volume is not None:
-                write_volume(folder / files[key], to_host(volume), geometry.sampling_rate)
+                write_volume(folder / files[key], to_host(volume), grid.sampling_rate)
         return _result(files, accumulator, agreement, self.parameters)
 
 
@@ -180,8 +178,8 @@ def _result(files, accumulator, agreement, requested):
     counts, curve = accumulator.counts, lambda name: [] if agreement is None else getattr(agreement, name).tolist()
     return ReconstructFourierResult(
         **files,
-        box=accumulator.geometry.box,
-        sampling_rate=accumulator.geometry.sampling_rate,
+        box=accumulator.volume.box,
+        sampling_rate=accumulator.volume.sampling_rate,
         particles=sum(counts),
         particles_half1=counts[0] if len(counts) == 2 else 0,
         particles_half2=counts[1] if len(counts) == 2 else 0,
