@@ -9,7 +9,14 @@ from xmipp_accel.numerics.ctf import ctf_image
 from xmipp_accel.numerics.fsc import fourier_shell_correlation, soft_sphere
 from xmipp_accel.numerics.rotations import random_matrices
 from xmipp_accel.reconstruction.blob import blob_table
-from xmipp_accel.reconstruction.conjugate import BLOB, add_prior, adjoint_image, solve, toeplitz_spectrum
+from xmipp_accel.reconstruction.conjugate import (
+    BLOB,
+    add_prior,
+    adjoint_image,
+    solve,
+    toeplitz_spectrum,
+    weights_shape,
+)
 from xmipp_accel.reconstruction.insert import insert_blob
 from xmipp_accel.reconstruction.optics import ParticleOptics
 from xmipp_accel.reconstruction.symmetry import complete_plane, join_weights
@@ -35,13 +42,17 @@ def _records(images, ctf=None, radius=None):
 def _operators(device, slices, matrices, box):
     """(A* W F, spectrum of A* W A, band)."""
     radius, period = slices.shape[2] - 1, good_fft_size(2 * box)
-    centre, fine = radius + 1, 2 * radius + 1
-    table, images = blob_table(*BLOB), np.arange(len(slices))
+    centre = radius + 2
     values = device.asarray(np.zeros((2 * centre + 1, 2 * centre + 1, centre + 1, 4), np.float32))
-    weights = device.asarray(np.zeros((2 * fine + 1, 2 * fine + 1, fine + 1), np.float32))
-    slices, matrices = device.asarray(slices), matrices[:, None].astype(np.float32)
-    insert_blob(values, slices, matrices, images, table, BLOB[0])
-    insert_weights(weights, slices, 2 * matrices, np.zeros(len(slices)), images, table, BLOB[0])
+    weights = device.asarray(np.zeros(weights_shape(radius), np.float32))
+    matrices, flat, images = (
+        matrices[:, None].astype(np.float32),
+        np.zeros(len(slices), np.float32),
+        np.arange(len(slices)),
+    )
+    slices, kernel = device.asarray(slices), (blob_table(*BLOB), BLOB[0])
+    insert_blob(values, 0, slices, matrices, flat, images, *kernel, radius + BLOB[0])
+    insert_weights(weights, slices, 2 * matrices, flat, images, *kernel)
     complete_plane(values)
     weights = join_weights(weights, IDENTITY)
     return adjoint_image(values, box, period), toeplitz_spectrum(weights, box, period), radius * box / period

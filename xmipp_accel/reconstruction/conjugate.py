@@ -14,15 +14,24 @@ wanted in twice the box. Nothing is divided by weights, which is what limits dir
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from xmipp_accel.backend import array_module, fft_module, good_fft_size, to_host
 from xmipp_accel.numerics.fsc import shell_numbers
 from xmipp_accel.reconstruction.blob import blob_apodisation
+from xmipp_accel.reconstruction.finish import _chunks
 
 BLOB = 1.9, 0, 8.5  # radius, order, alpha: little aliasing within half of the period
 FLOOR = 0.5  # of a shell's mean eigenvalue, in the preconditioner
 STAGNATION = 1e-8  # of what the objective fell by so far
+
+
+def weights_shape(radius: float) -> tuple[int, int, int]:
+    """Shape of the sums of weights for samples up to `radius` voxels of the values' grid."""
+    centre = math.ceil(2 * radius - 1e-6 + BLOB[0])
+    return (2 * centre + 1, 2 * centre + 1, centre + 1)
 
 
 def adjoint_image(value_sums, box: int, period: int):
@@ -52,7 +61,7 @@ def toeplitz_spectrum(weight_sums, box: int, period: int):
 
     Parameters
     ----------
-    weight_sums : (2 c + 1, 2 c + 1, c + 1) float32 array
+    weight_sums : float32 array of :func:`weights_shape`
         Weights spread with `BLOB` at twice the positions of the values, opposite sides and symmetry joined.
     box, period : int
         As for :func:`adjoint_image`; the grid of the weights has twice that period.
@@ -235,12 +244,6 @@ def _inverse(sums, axis, size, period):
     folded[period - centre :] += source[:centre]
     lines = fft.ifft(spectrum, axis=axis, overwrite_x=True, norm="forward")
     return xp.take(lines, (xp.arange(size) - size // 2) % period, axis=axis)
-
-
-def _chunks(xp, length, size):
-    """Slices of `length` items of `size` voxels: few voxels for a processor's cache, many for a GPU."""
-    step = max(1, (1 << 19 if xp is np else 1 << 25) // size)
-    return [slice(first, min(first + step, length)) for first in range(0, length, step)]
 
 
 def _shell_means(spectrum, shells):
