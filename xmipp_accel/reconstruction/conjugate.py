@@ -4,8 +4,8 @@ The map x minimises ``sum_j w_j |F_j - (A x)_j|^2 + x* L x`` over the samples j 
 the transform of x at the sample's frequency k_j, so that ``(A* W A + L) x = A* W F``. The right side brings the
 samples to the voxels of the map. ``A* W A`` depends on the difference of two voxels alone: it is the convolution
 with ``h(r) = sum_j w_j exp(2 pi i k_j r)``, applied by FFT in twice the box without looking at a sample again
-(Fessler et al., IEEE Trans. Signal Process. 53 (2005), 3393; for projections Wang et al., SIAM J. Imaging Sci. 6
-(2013), 2450). L is a filter.
+(Fessler et al., IEEE Trans. Signal Process. 53 (2005), 3393; for projections Wang, Shkolnisky and Singer,
+arXiv:1307.5824). L is a filter.
 
 Both sums over scattered frequencies are inverse FFTs of a grid onto which the samples were spread with a blob,
 divided by the blob's transform: the values on the accumulator's grid, the weights on one twice as fine, since h is
@@ -107,8 +107,8 @@ def solve(right, spectrum, band: float, iterations: int, support=None):
     """Map by preconditioned conjugate gradients.
 
     An iteration takes ``70 n^3 log2(2 n)`` operations in the convolution and a fifth of that in the
-    preconditioner. The memory is 64 n^3 bytes beside the arguments while the preconditioner is made, less
-    afterwards. Arrays are float32, scalar products float64.
+    preconditioner, and moves about 200 n^3 bytes. The memory is 64 n^3 bytes beside the arguments while the
+    preconditioner is made, less afterwards. Arrays are float32, scalar products float64.
 
     Parameters
     ----------
