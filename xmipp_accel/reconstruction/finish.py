@@ -122,7 +122,8 @@ def _divide(spectrum, sums, first, added, grid):
     if added is None:
         nothing = np.zeros(2 * sums.shape[2] + 1, np.float32)
         added, least, limit = (nothing, nothing), XMIPP_LEAST_WEIGHT, np.inf
-    divide(spectrum, sums, first, *(from_host(weights, xp) for weights in added), least, limit)
+    extra, floor = (from_host(weights, xp) for weights in added)
+    divide(spectrum, sums, first, extra, floor, least, limit)
 
 
 def divide(spectrum, sums, first, added, floor, least, limit):
