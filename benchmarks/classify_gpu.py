@@ -19,20 +19,15 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmarks.gpu_particles import make_particles
 from benchmarks.reporting import memory, print_json, print_machine, print_table
 from xmipp_accel import cli
-from xmipp_accel.backend import fft_module, resolve_device, to_host
-from xmipp_accel.io.mrc import section_writer
-from xmipp_accel.io.particles import Particles, read_particles, write_particles
-from xmipp_accel.numerics.ctf import ctf_image
-from xmipp_accel.numerics.rotations import euler_to_matrix
+from xmipp_accel.backend import resolve_device
+from xmipp_accel.io.particles import read_particles
 from xmipp_accel.particle_alignment import classify2d_executor, classify2d_run
-from xmipp_accel.particle_alignment.classify2d_averages import transform_images
 from xmipp_accel.report.evaluate import class_purity
-from xmipp_accel.simulate.phantom import protein_phantom
 
-FIELD, SNR, MAX_SHIFT = 192.0, 0.1, 0.04  # A; largest shift as a share of the box
-CHUNK = 256
+MAX_SHIFT = 0.04  # of the box
 CHILD = "--child"
 STAGES = {
     "_begin": "seeds, annealing",
@@ -71,54 +66,27 @@ def run(folder, count, arguments, options):
     """Figures of one set of particles."""
     device = resolve_device(arguments.device.split(",")[0])
     with device.activate():
-        views = make_particles(folder, count, arguments, device)
+        made = make_particles(
+            folder,
+            count,
+            arguments.box,
+            device,
+            shift=MAX_SHIFT * arguments.box,
+            views=arguments.classes,
+            ctf=True,
+            same_images=arguments.same_images,
+        )
     device.release_memory()
     command = [sys.executable, "-m", "benchmarks.classify_gpu", CHILD]
-    command += [str(folder / "particles.star"), "--output", str(folder / "classes"), "--device", arguments.device]
+    command += [str(made.star), "--output", str(folder / "classes"), "--device", arguments.device]
     command += ["--number-of-classes", str(arguments.classes), *options]
     start = time.perf_counter()
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     seconds = time.perf_counter() - start
     found = read_particles(folder / "classes" / "classes.star")
     left = len(np.unique(found.class_id))
-    result = dict(seconds=seconds, purity=class_purity(found.class_id, views), classes=left)
+    result = dict(seconds=seconds, purity=class_purity(found.class_id, made.views), classes=left)
     return result | json.loads(done.stdout.splitlines()[-1])
-
-
-def make_particles(folder, count, arguments, device):
-    """Write ``particles.mrcs`` and ``particles.star``; the view (n,) of each particle."""
-    box, xp, rng = arguments.box, device.xp, np.random.default_rng(1)
-    made = min(count, arguments.same_images or count)
-    rate = FIELD / box
-    phantom = protein_phantom(0.6 * FIELD, 1).blurred(0.7 * rate)
-    turn = np.arange(arguments.classes) + 0.5  # a spiral, whose turns are as far apart as its points
-    tilt = np.rad2deg(np.arccos(1 - 2 * turn / arguments.classes))
-    matrices = euler_to_matrix(180 * (1 + 5**0.5) * turn, tilt, np.zeros(arguments.classes))
-    views = np.concatenate([phantom.project(matrix, box, rate) for matrix in matrices])
-    noise = np.sqrt(views.var() / SNR)
-    views, fft, generator = xp.asarray(views), fft_module(xp.zeros(1)), xp.random.RandomState(1)
-    label = rng.integers(0, arguments.classes, made)
-    defocus = rng.uniform(10_000.0, 25_000.0, made)
-    with section_writer(folder / "particles.mrcs", rate, volume=False) as append:
-        for first in range(0, made, CHUNK):
-            part = slice(first, first + CHUNK)
-            n = len(label[part])
-            shift = MAX_SHIFT * box * rng.uniform(-1, 1, (n, 2))
-            pose = rng.uniform(-np.pi, np.pi, n), shift, np.zeros(n, bool)
-            images = transform_images(views[xp.asarray(label[part])], *pose)
-            images = fft.irfft2(fft.rfft2(images) * ctf_image(box, rate, defocus[part], xp=xp), s=(box, box))
-            append(to_host((images + noise * generator.standard_normal(images.shape)).astype(np.float32)))
-    row = np.arange(count) % made
-    particles = Particles(
-        stack=[str(folder / "particles.mrcs")] * count,
-        index=row,
-        defocus_u=defocus[row],
-        defocus_v=defocus[row],
-        sampling_rate=rate,
-        has_ctf=True,
-    )
-    write_particles(folder / "particles.star", particles)
-    return label[row]
 
 
 def measured(options):

@@ -83,7 +83,11 @@ class XmippAccelProtImportParticles(EMProtocol):
         stacks = self._bring_stacks(particles.stack)
         particles = dataclasses.replace(particles, stack=[stacks[name] for name in particles.stack])
         if self.samplingRate.get() > 0:
-            particles = dataclasses.replace(particles, sampling_rate=self.samplingRate.get())
+            # A Scipion set has no optics groups.
+            particles.require_uniform()
+            particles = dataclasses.replace(
+                particles, sampling_rate=self.samplingRate.get(), groups={}, optics_group=1
+            )
         output = SetOfParticles.create(self._getPath())
         convert.fill_set(output, particles, self._alignment(particles))
         output.setIsPhaseFlipped(self.haveDataBeenPhaseFlipped.get())
@@ -118,6 +122,7 @@ class XmippAccelProtImportParticles(EMProtocol):
             return [f"{path}: expected a file, found none"]
         try:
             particles = read_particles(path)
+            particles.require_uniform()
         except XmippAccelError as error:
             return [str(error)]
         if particles.sampling_rate <= 0 and self.samplingRate.get() <= 0:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 from pwem.objects import FSC, Volume
 from pwem.protocols import ProtReconstruct3D
 from pyworkflow import PROD
@@ -20,17 +22,27 @@ MAIN = (
     Entry("maxRes", "max_resolution", "Maximum resolution"),
     Entry("useHalves", "halves", "Reconstruct halves?"),
     Entry("maskDiameter", "mask_diameter", "FSC mask diameter", "useHalves"),
-    Entry("fscWeighting", "fsc_weighting", "Weight by FSC?", "useHalves"),
+    Entry("regularisation", "regularisation", "Regularisation"),
     Entry("useWeights", "use_weights", "Use particle weights?"),
     Entry("method", "method", "Method"),
 )
 EXPERT = (
-    Entry("padding", "padding", "Padding factor"),
-    Entry("wiener", "wiener", "Wiener constant"),
-    Entry("blobRadius", "blob_radius", "Blob radius", "method > 0"),
-    Entry("blobOrder", "blob_order", "Blob order", "method > 0"),
-    Entry("blobAlpha", "blob_alpha", "Blob alpha", "method > 0"),
+    Entry("pad_proj", "padding_images", "Padding of images"),
+    Entry("pad_vol", "padding_volume", "Padding of the volume"),
+    Entry("wienerConstant", "wiener_constant", "Wiener constant", "regularisation == 1"),
+    Entry("blobRadius", "blob_radius", "Blob radius", "method in (1, 3, 4)"),
+    Entry("blobOrder", "blob_order", "Blob order", "method in (1, 3, 4)"),
+    Entry("blobAlpha", "blob_alpha", "Blob alpha", "method in (1, 3, 4)"),
+    Entry("errorGroups", "error_groups", "Groups for errors"),
     Entry("seed", "seed", "Random seed", "useHalves"),
+    Entry("ewald", "ewald", "Ewald sphere"),
+    Entry("noiseWeights", "noise_weights", "Weigh by noise?"),
+    Entry("scoreBFactor", "score_b_factor", "B factor for scores"),
+    Entry("scoreLabel", "score_label", "Score column", "scoreBFactor > 0"),
+    Entry("subtract", "subtract", "Map to subtract"),
+    Entry("maxMemory", "max_memory", "Memory"),
+    Entry("previewInterval", "preview_interval", "Preview interval"),
+    Entry("deterministic", "deterministic", "Deterministic?"),
     Entry("batchSize", "batch_size", "Particles per batch"),
 )
 ENTRIES = MAIN + EXPERT
@@ -42,6 +54,7 @@ class XmippAccelProtReconstructFourier(ParticleExecution, ProtReconstruct3D):
     _label = "reconstruct fourier"
     _devStatus = PROD
     _resultFile = f"{NAME}.json"
+    _mostDevices = None
     _possibleOutputs = {"outputVolume": Volume, "outputFSC": FSC}
 
     def _defineParams(self, form):
@@ -57,6 +70,15 @@ class XmippAccelProtReconstructFourier(ParticleExecution, ProtReconstruct3D):
         )
         forms.add_entries(form, ReconstructFourierParameters, MAIN)
         form.addParam(
+            "inputMask",
+            params.PointerParam,
+            pointerClass="VolumeMask",
+            allowsNull=True,
+            condition="useHalves",
+            label="FSC mask",
+            help="Mask of the map's box and sampling rate for the FSC, in place of the sphere.",
+        )
+        form.addParam(
             "correctCTF",
             params.BooleanParam,
             default=True,
@@ -67,10 +89,10 @@ class XmippAccelProtReconstructFourier(ParticleExecution, ProtReconstruct3D):
         forms.add_hardware(form)
 
     # ------------------------------------------------------------------------------------------------- steps
-    def _compute(self, values, device):
+    def _compute(self, values, *devices):
         from xmipp_accel.reconstruction.executor import ReconstructFourierExecutor
 
-        executor = ReconstructFourierExecutor(ReconstructFourierParameters.from_dict(values), device)
+        executor = ReconstructFourierExecutor(ReconstructFourierParameters.from_dict(values), *devices)
         return executor.reconstruct(
             convert.particles_from_set(self.inputParticles.get()),
             self._getExtraPath(),
@@ -87,8 +109,8 @@ class XmippAccelProtReconstructFourier(ParticleExecution, ProtReconstruct3D):
         self._defineOutputs(outputVolume=volume)
         self._defineSourceRelation(self.inputParticles, volume)
         if result["half1"]:
-            fsc = FSC(objLabel="masked half maps")
-            fsc.setData(result["frequencies"], result["fsc_masked"])
+            fsc = FSC(objLabel="half maps, corrected for the mask")
+            fsc.setData(result["frequencies"], result["fsc_corrected"])
             self._defineOutputs(outputFSC=fsc)
             self._defineSourceRelation(self.inputParticles, fsc)
 
@@ -97,7 +119,13 @@ class XmippAccelProtReconstructFourier(ParticleExecution, ProtReconstruct3D):
         values = forms.collect(self, ReconstructFourierParameters, ENTRIES)
         values["max_resolution"] = max(0.0, values["max_resolution"])  # Xmipp's protocol says -1 for Nyquist
         values["symmetry"] = normalize_symmetry(values["symmetry"])
-        return ReconstructFourierParameters(**values, ctf=self._ctf())
+        return ReconstructFourierParameters(**values, ctf=self._ctf(), mask_file=self._mask_file())
+
+    def _mask_file(self):
+        mask = self.inputMask.get()
+        if mask is None or not self.useHalves:
+            return ""
+        return os.path.abspath(mask.getFileName().split(":")[0])
 
     def _ctf(self):
         particles = self.inputParticles.get()

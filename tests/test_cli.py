@@ -36,7 +36,10 @@ def _help(capsys, *arguments):
         ),
         ("classify", ["--initial-references", "--continue STATE", "--fixed-references", "cuda:0,cuda:1"]),
         ("initial-volume", ["--alpha-start", "(default: 80.0)", "--reference", "--device"]),
-        ("reconstruct", ["--symmetry", "(default: c1)", "--name", "--device"]),
+        (
+            "reconstruct",
+            ["--symmetry", "(default: c1)", "--regularisation", "--mask-file", "--error-groups", "--device"],
+        ),
         ("demo", ["--engine-only", "--seed", "--device"]),
     ],
 )

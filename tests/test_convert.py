@@ -7,8 +7,9 @@ from pwem.convert.transformations import euler_matrix
 from pwem.objects import Acquisition, Movie, Particle, SetOfClasses2D, SetOfMovies, SetOfParticles, Transform
 
 from xmipp_accel import convert
-from xmipp_accel.errors import ProcessingError
+from xmipp_accel.errors import ParameterError, ProcessingError
 from xmipp_accel.io.images import write_stack
+from xmipp_accel.io.optics_groups import OpticsGroup
 from xmipp_accel.io.particles import Particles
 from xmipp_accel.numerics.rotations import euler_to_matrix
 
@@ -201,6 +202,13 @@ def test_sizes_and_sampling_rates_are_compared(folder):
     first, second = convert.size_errors("references", other, images)
     assert "6 px" in first and "8 px" in first
     assert "2.000 A/px" in second and "1.250 A/px" in second
+
+
+def test_particles_of_several_sizes_do_not_fit_into_a_set():
+    groups = {1: OpticsGroup("coarse", 1.5, 8), 2: OpticsGroup("fine", 1.2, 10)}
+    mixed = particles(optics_group=[1, 2, 2, 2, 2, 2, 2], groups=groups)
+    with pytest.raises(ParameterError, match="one pixel size and one box in all optics groups"):
+        convert.fill_set(SetOfParticles(filename=":memory:"), mixed)
 
 
 def movie_set(name="movie.mrcs", **acquisition):

@@ -1,4 +1,4 @@
-"""A map in slices, projections and as a surface, its FSC, and the directions that it was made of."""
+"""A map in slices, projections and as a surface, its FSC, coverage and errors, and its particles' directions."""
 
 from __future__ import annotations
 
@@ -12,8 +12,12 @@ from pyworkflow.protocol import params
 from xmipp_accel import convert
 from xmipp_accel.io.volumes import read_volume
 from xmipp_accel.protocols import XmippAccelProtReconstructFourier
+from xmipp_accel.reconstruction.coverage import hemisphere
 from xmipp_accel.report import figures
 from xmipp_accel.viewers.base import AccelViewer
+
+CURVES = "corrected", "masked", "unmasked", "randomised"
+NO_GROUPS = "The run made no groups of particles: see the parameter Groups for errors."
 
 
 class XmippAccelReconstructFourierViewer(AccelViewer):
@@ -26,6 +30,9 @@ class XmippAccelReconstructFourierViewer(AccelViewer):
         ("surface", "Surface"),
         ("fsc", "FSC of the half maps"),
         ("directions", "Projection directions"),
+        ("coverage", "Coverage of Fourier space"),
+        ("errors", "Standard errors"),
+        ("growth", "Resolution against particles"),
     )
 
     def _define_choices(self, form):
@@ -65,12 +72,78 @@ class XmippAccelReconstructFourierViewer(AccelViewer):
         result = self.protocol.result()
         if not result["frequencies"]:
             return "The run made no half maps."
-        curves = {name: (result["frequencies"], result[f"fsc_{name}"]) for name in ("masked", "unmasked")}
+        curves = {name: (result["frequencies"], result[f"fsc_{name}"]) for name in CURVES}
         return figures.fsc_curves(curves)
 
     def figure_directions(self):
         poses = convert.particles_from_set(self.protocol.inputParticles.get())
         return figures.direction_plot(poses.rot, poses.tilt)
+
+    def figure_coverage(self):
+        return coverage_figure(self.protocol.result()["coverage"])
+
+    def figure_errors(self):
+        result = self.protocol.result()
+        if not result["error_map"]:
+            return NO_GROUPS
+        errors, _ = read_volume(self.protocol._getExtraPath(result["error_map"]))
+        return error_figure(errors, result)
+
+    def figure_growth(self):
+        growth = self.protocol.result()["growth"]
+        return growth_figure(growth) if growth else NO_GROUPS
+
+
+def coverage_figure(coverage):
+    """Weights by direction, on one hemisphere in equal-area projection, and by shell."""
+    x, y, z = hemisphere().T
+    scale = 1 / np.sqrt(1 + z)  # Lambert's projection: the rim is the equator
+    figure = Figure(figsize=(10, 4.5), layout="constrained")
+    sphere, shells = figure.subplots(1, 2)
+    highest = max(2.0, np.percentile(coverage["directions"], 99))
+    dots = sphere.scatter(x * scale, y * scale, c=coverage["directions"], s=22, vmin=0, vmax=highest)
+    figure.colorbar(dots, ax=sphere, label="coverage (mean 1)")
+    sphere.set(xlabel="x", ylabel="y", xticks=[], yticks=[])
+    sphere.set_title(f"SCF {coverage['scf']:.2f}, {coverage['empty_directions']:.1%} of the directions empty")
+    sphere.set_aspect("equal")
+    frequencies = coverage["frequencies"][1:]
+    for name in ("mean", "minimum"):
+        shells.semilogy(frequencies, np.maximum(coverage[name][1:], 1e-3), label=f"{name} weight")
+    share = shells.twinx()
+    share.plot(frequencies, coverage["empty"][1:], "--", color="0.5", label="empty fraction")
+    share.set(ylim=(0, 1.02), ylabel="empty fraction")
+    shells.set(xlabel="spatial frequency (1/A)", ylabel="weight")
+    figure.legend(loc="outside lower right", ncols=3, frameon=False)
+    return figure
+
+
+def error_figure(errors, result):
+    """Central slices of the standard error (z, y, x), and the relative error of each shell."""
+    figure = Figure(figsize=(9, 4), layout="constrained")
+    picture, shells = figure.subplots(1, 2)
+    image = picture.imshow(errors[len(errors) // 2], cmap="viridis", origin="lower")
+    figure.colorbar(image, ax=picture, label="standard error")
+    picture.set(title=f"z = {len(errors) // 2}", xticks=[], yticks=[])
+    frequencies = np.arange(len(result["relative_error"])) / (result["box"] * result["sampling_rate"])
+    shells.plot(frequencies[1:], result["relative_error"][1:])
+    shells.set(xlabel="spatial frequency (1/A)", ylabel="standard error / amplitude", ylim=(0, None))
+    return figure
+
+
+def growth_figure(growth):
+    """1 / d^2 against the number of particles, with the line of the B factor."""
+    particles, resolutions = (np.asarray(growth[name], dtype=float) for name in ("particles", "resolutions"))
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.subplots()
+    axes.semilogx(particles, 1 / resolutions**2, "o")
+    if growth["b_factor"]:
+        line = 2 / growth["b_factor"] * np.log(particles)
+        axes.semilogx(particles, line + np.mean(1 / resolutions**2 - line), "-", lw=1)
+        axes.set_title(f"B factor {growth['b_factor']:.0f} A$^2$")
+    for number, resolution in zip(particles, resolutions):
+        axes.annotate(f"{resolution:.2f} A", (number, 1 / resolution**2), (4, 4), textcoords="offset points")
+    axes.set(xlabel="particles", ylabel="1 / resolution$^2$ (1/A$^2$)")
+    return figure
 
 
 def surface_figure(volume, sampling_rate, sigmas):

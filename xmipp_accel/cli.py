@@ -267,7 +267,7 @@ def run_reconstruct(options) -> int:
     from xmipp_accel.reconstruction.executor import ReconstructFourierExecutor
 
     executor = ReconstructFourierExecutor(
-        ReconstructFourierParameters.from_arguments(options), resolve_device(options.device)
+        ReconstructFourierParameters.from_arguments(options), *resolve_devices(options.device)
     )
     particles = read_particles(options.particles)
     with _Progress("particles") as progress:

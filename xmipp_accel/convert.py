@@ -245,7 +245,13 @@ def fill_set(images, particles: Particles, alignment=None):
     particles : Particles
     alignment : str, optional
         `ALIGN_PROJ` or `ALIGN_2D` if poses are to be kept.
+
+    Raises
+    ------
+    ParameterError
+        The particles have several pixel or box sizes: a Scipion set has one.
     """
+    particles.require_uniform()
     images.setSamplingRate(particles.sampling_rate)
     images.setHasCTF(bool(particles.has_ctf))
     images.setAlignment(alignment or ALIGN_NONE)

@@ -1,4 +1,5 @@
 import dataclasses
+import inspect
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ from xmipp_accel.errors import InputFileError, ParameterError
 from xmipp_accel.io.images import write_stack
 from xmipp_accel.io.particles import Particles, read_particles, write_particles
 from xmipp_accel.io.tables import read_blocks, write_blocks
+from xmipp_accel.numerics.ctf import ctf_at
 from xmipp_accel.numerics.rotations import euler_to_matrix
 
 OPTICS = "data_optics\nloop_\n_rlnOpticsGroup\n_rlnVoltage\n_rlnSphericalAberration\n_rlnAmplitudeContrast\n"
@@ -68,6 +70,15 @@ def test_taking_some_takes_every_column(folder):
         np.testing.assert_array_equal(some.extra["maxCC"], particles.extra["maxCC"][[4, 0, 0]])
         assert some.has_pose and some.sampling_rate == 1.5
     assert particles.take(particles.half == 1).half.tolist() == [1] * int((particles.half == 1).sum())
+
+
+def test_ctf_parameters_are_those_of_some_rows_by_the_names_of_the_formula(folder):
+    particles, rows = _full(folder), [3, 0]
+    found = particles.ctf_parameters(rows)
+    assert list(inspect.signature(ctf_at).parameters) == ["k2", "angle", *found, "xp"]
+    for name, values in found.items():
+        np.testing.assert_array_equal(values, getattr(particles, name)[rows], err_msg=name)
+        assert len(particles.ctf_parameters()[name]) == len(particles)
 
 
 def test_images_come_from_several_stacks_in_the_order_of_the_particles(folder):
@@ -155,10 +166,10 @@ def test_files_that_do_not_hold_what_is_needed_are_refused(folder, labels, row, 
         read_particles(_star(folder, labels, [row], before))
 
 
-def test_different_pixel_sizes_are_refused(folder):
-    before = OPTICS.replace("0.1 1.25", "0.1 1.24")
-    with pytest.raises(InputFileError, match=r"1\.24 to 1\.25 A/px"):
-        read_particles(_star(folder, "rlnImageName rlnOpticsGroup", [["1@a.mrcs", 1], ["2@a.mrcs", 2]], before))
+def test_different_pixel_sizes_without_optics_groups_are_refused(folder):
+    labels, rows = "rlnImageName rlnMagnification rlnDetectorPixelSize", [["1@a.mrcs", 40000, 5]]
+    with pytest.raises(InputFileError, match=r"one pixel size for all particles, found 1\.25 to 2\.5 A/px"):
+        read_particles(_star(folder, labels, [*rows, ["2@a.mrcs", 20000, 5]]))
 
 
 def test_a_table_without_rows_is_refused(folder):
@@ -168,7 +179,7 @@ def test_a_table_without_rows_is_refused(folder):
 
 def test_stacks_of_different_sizes_are_refused(folder):
     write_stack(folder / "c.mrcs", counts((2, 9, 9)), 1.5, np.float32)
-    with pytest.raises(InputFileError, match="8 x 8 px, found images of 9 x 9"):
+    with pytest.raises(InputFileError, match="8 x 8 px in optics group 1, found images of 9 x 9"):
         read_particles(_star(folder, "image", [["1@a.mrcs"], ["1@c.mrcs"]], name="p.xmd"))
     particles = Particles(stack=[str(folder / "a.mrcs"), str(folder / "c.mrcs")])
     with pytest.raises(InputFileError, match="8 x 8 px, found images of 9 x 9"):
@@ -224,7 +235,7 @@ def test_particles_survive_the_round_trip(folder, suffix):
     read = read_particles(folder / f"out{suffix}")
     assert read.stack == particles.stack
     for field in dataclasses.fields(particles):
-        if field.name in {"stack", "extra"} | LOST[suffix]:
+        if field.name in {"stack", "extra", "groups", "optics_group"} | LOST[suffix]:
             continue
         expected, found = getattr(particles, field.name), getattr(read, field.name)
         np.testing.assert_allclose(found, expected, rtol=1e-10, atol=1e-9, err_msg=field.name)

@@ -51,7 +51,7 @@ for _name in ("accel", "accel_d7", "accel_fast", "cuda", "cuda_fast", "legacy"):
 PARTICLES = {
     "data/particles/relion31.star": (5, 256, 2.806, True, True),
     "data/particles/relion31.v2.star": (5, 256, 2.806, True, True),
-    "data/particles/relion31.6opticsgroups.star": r"one pixel size for all particles, found 1\.24 to 1\.25",
+    "data/particles/relion31.6opticsgroups.star": r"the stack Polish/job520/Micrographs/0003_shiny\.mrcs",
     "data/particles/relion5.star": r"the stack toy_images_a\.mrcs",
     "data/particles/sample_data_model.star": "a table with rlnImageName",
     "data/particles/sample_particles_relion30.star": (17, 200, 1.338, True, True),

@@ -1,11 +1,14 @@
 import numpy as np
 import pytest
 
+from xmipp_accel.backend import to_host
 from xmipp_accel.errors import ParameterError
+from xmipp_accel.numerics import fsc
 from xmipp_accel.numerics.fsc import (
     fourier_ring_correlation,
     fourier_shell_correlation,
     frequencies,
+    randomise_phases,
     resolution_at,
     soft_sphere,
 )
@@ -88,3 +91,42 @@ def test_soft_sphere_is_one_inside_half_on_its_edge_and_zero_outside():
     line = mask[16, 16, 16:]
     np.testing.assert_allclose(line[[0, 8, 10, 12, 16]], [1, 1, 0.5, 0, 0], atol=1e-6)
     np.testing.assert_array_equal(mask, mask[::-1, ::-1, ::-1])
+
+
+def test_random_phases_keep_amplitudes_and_a_real_map(device):
+    n, shell = 12, 4
+    volume = np.random.default_rng(2).normal(size=(n, n, n)).astype(np.float32)
+    before = np.fft.rfftn(volume)
+    after = device.asarray(before, np.complex64)
+    randomise_phases(after, shell, 7)
+    after = to_host(after)
+    full, half = np.fft.fftfreq(n) * n, np.arange(n // 2 + 1)
+    shells = np.rint(np.sqrt(full[:, None, None] ** 2 + full[:, None] ** 2 + half**2))
+    np.testing.assert_allclose(after[shells < shell], before[shells < shell], rtol=1e-5)
+    np.testing.assert_allclose(abs(after), abs(before), rtol=1e-4, atol=1e-4)
+    # What a real map cannot hold would be lost on the way back.
+    np.testing.assert_allclose(np.fft.rfftn(np.fft.irfftn(after, volume.shape)), after, atol=1e-3)
+    assert np.isclose(after, before)[shells == shell].mean() < 0.05
+    turned = np.angle(after / before)[shells >= shell]
+    assert abs(np.exp(1j * turned).mean()) < 0.1 and np.histogram(turned, 8, (-np.pi, np.pi))[0].min() > 60
+
+
+def test_random_phases_follow_their_seed(device):
+    ones = np.ones((16, 16, 9), np.complex64)
+    found = []
+    for seed in (1, 1, (1, 2)):
+        found.append(device.asarray(ones.copy()))
+        randomise_phases(found[-1], 2, seed)
+    first, again, other = map(to_host, found)
+    np.testing.assert_array_equal(first, again)
+    assert abs((first * other.conj())[:, :, 1:-1].mean()) < 0.1
+
+
+@pytest.mark.parametrize("n", [9, 24])
+def test_phases_are_the_same_on_every_device_and_in_any_chunks(device, monkeypatch, n):
+    ones = np.ones((n, n, n // 2 + 1), np.complex64)
+    found = device.asarray(ones.copy())
+    randomise_phases(found, 3, 5)
+    monkeypatch.setattr(fsc, "chunks", lambda xp, length, size: [slice(i, i + 1) for i in range(length)])
+    randomise_phases(ones, 3, 5)
+    np.testing.assert_allclose(to_host(found), ones, atol=1e-5)

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 
+from tests.numerics.angles import angular_distance
 from tests.shared_data import shared_path
 from xmipp_accel.numerics.rotations import viewing_directions
 from xmipp_accel.numerics.sphere import (
@@ -9,7 +10,7 @@ from xmipp_accel.numerics.sphere import (
     perturb_directions,
     projection_directions,
 )
-from xmipp_accel.numerics.symmetry import angular_distance, symmetry_matrices, view_symmetry
+from xmipp_accel.numerics.symmetry import symmetry_matrices, view_symmetry
 
 ALL = ["c1", "c4", "d2", "d7", "t", "o", "i1", "i2", "i3", "i4", "ci", "cs", "c5v", "c4h", "c3h", "s4", "s6"]
 ALL += ["d3v", "d4h", "d7h", "td", "th", "oh", "i1h", "i2h", "i3h", "i4h"]

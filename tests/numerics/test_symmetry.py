@@ -3,7 +3,7 @@ import pytest
 
 from xmipp_accel.errors import ParameterError
 from xmipp_accel.numerics.rotations import random_matrices
-from xmipp_accel.numerics.symmetry import angular_distance, point_group, symmetry_matrices, view_symmetry
+from xmipp_accel.numerics.symmetry import point_group, symmetry_matrices, view_symmetry
 
 ORDERS = {"c1": 1, "c4": 4, "c13": 13, "d1": 2, "d2": 4, "d7": 14, "t": 12, "o": 24} | {
     f"i{k}": 60 for k in (1, 2, 3, 4)
@@ -180,9 +180,3 @@ def test_agrees_with_scipion(name, constant, order):
     ours = symmetry_matrices(name)
     assert len(theirs) == len(ours)
     assert all(contains(ours, matrix, 1e-6) for matrix in theirs)
-
-
-def test_angular_distance_is_the_smallest_over_the_group():
-    x, y, z = np.eye(3)
-    np.testing.assert_allclose(angular_distance([x], [y, z, -x]), [[90, 90, 180]])
-    np.testing.assert_allclose(angular_distance([x], [y, z, -x], symmetry_matrices("c4")), [[0, 90, 0]], atol=1e-5)

@@ -2,12 +2,12 @@
 
 import numpy as np
 
+from tests.numerics.angles import angular_distance
 from xmipp_accel.io.images import write_stack
 from xmipp_accel.io.particles import Particles
 from xmipp_accel.io.volumes import write_volume
 from xmipp_accel.numerics.ctf import ctf_image
 from xmipp_accel.numerics.rotations import euler_to_matrix, viewing_directions
-from xmipp_accel.numerics.symmetry import angular_distance
 
 BOX, SAMPLING, SIGMA = 32, 4.0, 1.2
 

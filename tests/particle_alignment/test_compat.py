@@ -24,18 +24,20 @@ def golden():
 
 
 def test_poses_are_those_of_the_original_program(device, golden):
-    """For the references that the original chose, its poses come out, and its correlations to 2e-5."""
+    """For the references that the original chose, its poses and correlations come out.
+
+    The last three particles hold on to it that the last row and column do not come with a particle that moves.
+    """
     particles, references, original = golden
-    images = device.asarray(particles.images(np.arange(12)), np.float64)
-    for i in range(12):
+    for i in (*range(9), 22, 126, 284):
         place = int(np.flatnonzero(references.labels == original.class_id[i])[0])
-        reference = device.asarray(references.images[place], np.float64)
-        merit, pose = align_pairs(reference, images[i : i + 1], 16.0)
-        # In one of them a step of the original, in float32, went to another one of two almost equal maxima.
-        exact = i != 5
-        assert merit[0] == pytest.approx(original.extra["maxCC"][i], abs=2e-5 if exact else 1e-3)
-        assert pose[0, 0] == pytest.approx(original.psi[i], abs=1e-3)
-        assert np.abs(pose[0, 1:] - [original.shift_x[i], original.shift_y[i]]).max() < (1e-3 if exact else 0.2)
+        reference, image = (
+            device.asarray(part, np.float64) for part in (references.images[place], particles.images([i]))
+        )
+        merit, pose = align_pairs(reference, image, 16.0)
+        assert merit[0] == pytest.approx(original.extra["maxCC"][i], abs=2e-6)
+        assert pose[0, 0] == pytest.approx(original.psi[i], abs=1e-4)
+        np.testing.assert_allclose(pose[0, 1:], [original.shift_x[i], original.shift_y[i]], atol=1e-4)
 
 
 def test_original_and_own_algorithm_choose_alike(golden, tmp_path):

@@ -36,6 +36,14 @@ def test_samples_are_the_fourier_transform(device, box):
     np.testing.assert_allclose(got, expected, atol=2e-4 * np.abs(expected).max())
 
 
+@pytest.mark.parametrize("box", [64, 65])
+def test_cropping_changes_nothing_where_an_image_has_no_finer_detail(device, box):
+    images, grid = draw(*blobs(np.random.default_rng(4), box, 2), 2.0), polar.polar_grid(box, 10, 24)
+    whole = to_host(polar.polar_samples(device.asarray(images), grid))
+    cropped = to_host(polar.cropped_samples(device.asarray(images), grid))
+    assert 0 < np.abs(cropped - whole).max() < 1e-4 * np.abs(whole).max()
+
+
 def test_harmonics_are_the_angular_dft(device):
     rng = np.random.default_rng(1)
     grid = polar.PolarGrid(20, 3, 24, 11)

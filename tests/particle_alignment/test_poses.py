@@ -41,6 +41,14 @@ def test_a_quarter_turn_keeps_the_border():
     np.testing.assert_allclose(turned[0], np.rot90(image[0], -1), atol=1e-5)
 
 
+def test_a_negative_margin_leaves_out_the_last_row_and_column():
+    image = np.random.default_rng(0).normal(size=(1, 9, 9)).astype(np.float32)
+    moved = apply_poses(image, *np.array([[0.0], [-2.0], [1.0]]), margin=-1e-6)
+    expected = np.zeros_like(image)
+    expected[:, 1:, :6] = image[:, :8, 2:8]
+    np.testing.assert_array_equal(moved, expected)
+
+
 def test_opposite_view_mirrors_the_image_along_x():
     rot, tilt, psi = np.array([10.0, -100.0]), np.array([30.0, 125.0]), np.array([70.0, -15.0])
     got = euler_to_matrix(*opposite_view(rot, tilt, psi))

@@ -5,7 +5,7 @@ import os
 import numpy as np
 import pytest
 from pwem.constants import ALIGN_PROJ
-from pwem.objects import Acquisition, Movie, SetOfMovies, SetOfParticles
+from pwem.objects import Acquisition, Movie, SetOfMovies, SetOfParticles, VolumeMask
 from pyworkflow.protocol import params
 
 from xmipp_accel import convert
@@ -31,15 +31,17 @@ PROTOCOLS = [
     XmippAccelProtReconstructSignificant,
 ]
 # Values that the parameters accept, where one more than the default is not one of them.
-VALUES = {"symmetryGroup": "d7", "maxTilt": 90.0, "fscWeighting": True, "numberOfThreads": 1, "padding": 1.5}
+VALUES = {"symmetryGroup": "d7", "maxTilt": 90.0, "numberOfThreads": 1, "pad_proj": 1.5, "pad_vol": 1.5}
+VALUES.update(scoreLabel="score", subtract="map.mrc")
 VALUES.update(alpha0=70.0, alphaF=99.0)
 VALUES.update(magMajor=1.02, magMinor=0.99)
 # Inputs, labels, and what other tests show: these do not go into the parameters.
-FROM_INPUT = {"sampling_rate", "voltage", "dose_per_frame", "pre_exposure", "phase_flipped"}
+FROM_INPUT = {"sampling_rate", "voltage", "dose_per_frame", "pre_exposure", "phase_flipped", "mask_file"}
 ELSEWHERE = {
     "inputMovies",
     "inputParticles",
     "inputReferences",
+    "inputMask",  # below
     "inputSet",
     "thereisRefVolume",  # tests/protocols/test_initial_volume_protocol.py
     "initialClasses",  # tests/protocols/test_particle_protocols.py
@@ -120,7 +122,7 @@ def make_visible(protocol, param):
     condition = param.condition.get() or ""
     for name in param._conditionParams:
         negated = f"not {name}" in condition
-        value = 1 if f"{name} > 0" in condition else not negated
+        value = 1 if f"{name} > 0" in condition or f"{name} == 1" in condition else not negated
         getattr(protocol, name).set(value)
 
 
@@ -180,6 +182,14 @@ def test_a_value_out_of_range_is_reported_before_the_run(make):
     assert forms.parameter_errors(protocol) == ["bin_factor: expected at least 1, found 0.5"]
     with pytest.raises(ParameterError):
         protocol._parameters()
+
+
+def test_a_mask_is_for_the_half_maps(make):
+    protocol = make(XmippAccelProtReconstructFourier)
+    protocol.inputMask.set(VolumeMask(location="mask.mrc"))
+    assert protocol._parameters().mask_file == os.path.abspath("mask.mrc")
+    protocol.useHalves.set(False)
+    assert protocol._parameters().mask_file == ""
 
 
 def test_a_shift_beyond_half_the_box_is_reported(make):

@@ -1,3 +1,4 @@
+import dataclasses
 import os
 
 import numpy as np
@@ -7,6 +8,7 @@ from scipy.ndimage import affine_transform
 from tests.protocols.scipion_project import launch, log_of, output_pointer, project  # noqa: F401
 from xmipp_accel import convert
 from xmipp_accel.io.images import read_stack, write_stack
+from xmipp_accel.io.optics_groups import OpticsGroup
 from xmipp_accel.io.particles import Particles, read_particles, write_particles
 from xmipp_accel.io.volumes import read_volume, write_volume
 from xmipp_accel.numerics.ctf import ctf_image
@@ -174,6 +176,15 @@ def test_a_file_that_holds_no_particles_is_refused_before_the_run(project, files
     assert "map.mrc" in protocol.validate()[0]
     protocol.particlesFile.set("nowhere.star")
     assert "nowhere.star" in protocol.validate()[0]
+
+
+def test_particles_of_several_pixel_sizes_are_refused_before_the_run(project, files, tmp_path):  # noqa: F811
+    groups = {1: OpticsGroup("coarse", 2.5, BOX), 2: OpticsGroup("fine", 1.2, BOX)}
+    particles = read_particles(files / "particles.star")
+    mixed = dataclasses.replace(particles, groups=groups, optics_group=1 + np.arange(COUNT) % 2)
+    write_particles(tmp_path / "mixed.star", mixed)
+    protocol = project.newProtocol(XmippAccelProtImportParticles, particlesFile=str(tmp_path / "mixed.star"))
+    assert "expected one pixel size and one box" in protocol.validate()[0]
 
 
 def test_a_reconstruction_gives_the_map_its_halves_and_their_fsc(reconstructed):

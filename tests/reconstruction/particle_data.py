@@ -11,6 +11,7 @@ from xmipp_accel.numerics.ctf import ctf_image
 from xmipp_accel.numerics.rotations import euler_to_matrix, matrix_to_euler, random_matrices
 from xmipp_accel.reconstruction.accumulator import FourierAccumulator
 from xmipp_accel.reconstruction.parameters import ReconstructFourierParameters
+from xmipp_accel.reconstruction.views import Views
 from xmipp_accel.simulate.phantom import protein_phantom
 
 SAMPLING = 3.0
@@ -31,12 +32,12 @@ def views(count, box, seed=0, symmetry="c1", largest_shift=0.0):
 
 def reconstruct(images, matrices, shifts, device=CPU, **choices):
     """Full map on the host, without files or halves unless asked for."""
-    halves = choices.pop("halves", None)
-    inserted = {key: choices.pop(key) for key in ("weights", "optics", "flips") if key in choices}
+    halves, group = choices.pop("halves", None), choices.pop("group", None)
+    known = {key: choices.pop(key) for key in ("weights", "optics", "decays") if key in choices}
     choices.setdefault("ctf", "none")
     parameters = ReconstructFourierParameters(halves=halves is not None, **choices)
     accumulator = FourierAccumulator(parameters, device, images.shape[1], SAMPLING)
-    accumulator.insert(images, matrices, shifts, halves=halves, **inserted)
+    accumulator.insert(images, Views(matrices, shifts, halves=halves, **known), group)
     maps = accumulator.finish()
     if halves is None:
         return to_host(maps.full)

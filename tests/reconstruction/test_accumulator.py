@@ -8,6 +8,8 @@ from xmipp_accel.backend import CPU, to_host
 from xmipp_accel.errors import ParameterError, ProcessingError
 from xmipp_accel.reconstruction.executor import ReconstructFourierExecutor
 from xmipp_accel.reconstruction.parameters import ReconstructFourierParameters
+from xmipp_accel.reconstruction.prepare import SlicePlan
+from xmipp_accel.reconstruction.views import Views
 
 
 def _accumulator(device=CPU, box=20, **choices):
@@ -21,7 +23,7 @@ def test_images_may_come_in_parts_and_from_the_device(device):
     halves = 1 + np.arange(30) % 2
     accumulator = _accumulator(device)
     for part in (slice(0, 1), slice(1, 20), slice(20, 30)):
-        accumulator.insert(device.asarray(images[part]), matrices[part], shifts[part], halves=halves[part])
+        accumulator.insert(device.asarray(images[part]), Views(matrices[part], shifts[part], halves=halves[part]))
     assert accumulator.counts == [15, 15]
     maps = accumulator.finish()
     expected = reconstruct(images, matrices, shifts, halves=halves)
@@ -34,15 +36,15 @@ def test_a_batch_too_large_for_the_memory_is_inserted_in_parts(monkeypatch, capl
     halves = 1 + np.arange(30) % 2
     expected = reconstruct(images, matrices, shifts, halves=halves)[1]
     accumulator = _accumulator()
-    prepare = accumulator._slices
+    slices = SlicePlan.slices
 
-    def crowded(images, *others):
+    def crowded(self, images, *others):
         if len(images) > 8:
             raise MemoryError
-        return prepare(images, *others)
+        return slices(self, images, *others)
 
-    monkeypatch.setattr(accumulator, "_slices", crowded)
-    accumulator.insert(images, matrices, shifts, halves=halves)
+    monkeypatch.setattr(SlicePlan, "slices", crowded)
+    accumulator.insert(images, Views(matrices, shifts, halves=halves))
     found = accumulator.finish().half1
     assert "too little memory for 30 images" in caplog.text
     np.testing.assert_allclose(found, expected, atol=1e-5 * expected.max())
@@ -54,7 +56,7 @@ def test_sums_of_several_devices_are_merged(device):
     expected = reconstruct(images, matrices, shifts, halves=halves)
     parts = [_accumulator(device), _accumulator()]
     for accumulator, part in zip(parts, (slice(0, 13), slice(13, 30))):
-        accumulator.insert(images[part], matrices[part], shifts[part], halves=halves[part])
+        accumulator.insert(images[part], Views(matrices[part], shifts[part], halves=halves[part]))
     parts[0].merge(*parts[1].export())
     assert parts[0].counts == [15, 15]
     maps = parts[0].finish()
@@ -68,14 +70,14 @@ def test_misuse_is_refused():
     images, matrices, shifts = views(4, 20)
     accumulator = _accumulator()
     with pytest.raises(ParameterError, match="halves: expected half set 1 or 2"):
-        accumulator.insert(images, matrices, shifts)
+        accumulator.insert(images, Views(matrices, shifts))
     with pytest.raises(ParameterError, match="halves: expected half set 1 or 2"):
-        accumulator.insert(images, matrices, shifts, halves=[0, 1, 2, 1])
+        accumulator.insert(images, Views(matrices, shifts, halves=[0, 1, 2, 1]))
     with pytest.raises(ProcessingError, match=r"expected images in every half, found \[0, 0\]"):
         accumulator.finish()
     with pytest.raises(ParameterError, match="ctf: expected the optics"):
-        _accumulator(ctf="weight").insert(images, matrices, shifts, halves=[1, 2, 1, 2])
-    accumulator.insert(images, matrices, shifts, halves=[1, 2, 1, 2])
+        _accumulator(ctf="weight").insert(images, Views(matrices, shifts, halves=[1, 2, 1, 2]))
+    accumulator.insert(images, Views(matrices, shifts, halves=[1, 2, 1, 2]))
     accumulator.finish()
     for use in (accumulator.finish, accumulator.export):
         with pytest.raises(ProcessingError, match="this accumulator is finished"):
@@ -88,7 +90,32 @@ def test_batches_follow_the_memory_unless_told():
 
 
 def test_coarser_and_less_padded_maps_need_less_memory():
-    usual = _accumulator(box=60).footprint()
-    assert _accumulator(box=60, max_resolution=12.0).footprint() < 0.3 * usual
-    assert _accumulator(box=60, padding=1.0).footprint() < 0.3 * usual
-    assert _accumulator(box=60, halves=False).footprint() < usual
+    def needed(**choices):
+        accumulator = _accumulator(box=60, **choices)
+        return accumulator.plane_bytes() * accumulator.volume.shape[0], accumulator.finish_bytes()
+
+    sums, finish = needed()
+    assert sums == sum(part.nbytes for part in _accumulator(box=60).sums)
+    for less in (dict(max_resolution=12.0), dict(padding_volume=1.0)):
+        assert needed(**less)[0] < 0.3 * sums and needed(**less)[1] < 0.3 * finish
+    assert needed(halves=False) == (sums / 2, finish)
+    assert needed(error_groups=3)[0] == 3 * sums
+
+
+def test_images_taken_out_again_leave_nothing(device):
+    images, matrices, shifts = views(30, 20, largest_shift=1.0)
+    kept, accumulator = slice(0, 20), _accumulator(device, halves=False)
+    accumulator.insert(images, Views(matrices, shifts))
+    gone = slice(20, 30)
+    accumulator.insert(images[gone], Views(matrices[gone], shifts[gone], weights=-np.ones(10)))
+    assert accumulator.counts == [20]
+    expected = reconstruct(images[kept], matrices[kept], shifts[kept])
+    np.testing.assert_allclose(to_host(accumulator.finish().full), expected, atol=2e-4 * expected.max())
+
+
+def test_preview_is_the_map_so_far(device):
+    images, matrices, shifts = views(30, 20, largest_shift=1.0)
+    accumulator = _accumulator(device)
+    accumulator.insert(images, Views(matrices, shifts, halves=1 + np.arange(30) % 2))
+    preview = to_host(accumulator.preview())
+    np.testing.assert_allclose(preview, to_host(accumulator.finish().full), atol=1e-5 * preview.max())

@@ -11,7 +11,8 @@ from xmipp_accel.backend import CPU
 from xmipp_accel.errors import InputFileError, ParameterError, ProcessingError
 from xmipp_accel.io.particles import read_particles
 from xmipp_accel.io.publish import read_json
-from xmipp_accel.io.volumes import read_volume
+from xmipp_accel.io.volumes import read_volume, write_volume
+from xmipp_accel.numerics.fsc import soft_sphere
 from xmipp_accel.reconstruction.executor import ReconstructFourierExecutor
 from xmipp_accel.reconstruction.parameters import ReconstructFourierParameters
 from xmipp_accel.reconstruction.result import ReconstructFourierResult
@@ -41,7 +42,10 @@ def test_files_and_result(device, tmp_path):
     assert (result.particles, result.skipped, result.box, result.sampling_rate) == (199, 1, 32, SAMPLING)
     assert result.particles_half1 + result.particles_half2 == 199
     assert result.device == str(device) and result.ctf == "none"
-    assert len(result.frequencies) == len(result.fsc_masked) == len(result.fsc_unmasked) == 17
+    curves = (getattr(result, f"fsc_{kind}") for kind in ("unmasked", "masked", "randomised", "corrected"))
+    assert len(result.frequencies) == 17 and {len(curve) for curve in curves} == {17}
+    assert len(result.coverage["mean"]) == len(result.coverage["frequencies"]) == 17
+    assert 0.8 < result.coverage["scf"] < 1 and "SCF" in result.summary()
     assert result.frequencies[-1] == pytest.approx(1 / (2 * SAMPLING))
     assert 2 * SAMPLING <= result.resolution <= result.resolution_unmasked < 20
     full, rate = read_volume(tmp_path / "out" / "map.mrc")
@@ -63,9 +67,9 @@ DIFFERENT_MAP = {
     "symmetry": "c3",
     "max_resolution": 12.0,
     "method": "xmipp",
-    "padding": 1.5,
-    "wiener": 0.5,
-    "fsc_weighting": True,
+    "padding_images": 1.5,
+    "padding_volume": 1.5,
+    "regularisation": "fsc",
     "use_weights": True,
 }
 
@@ -96,17 +100,23 @@ def test_maximum_resolution_empties_what_is_finer(plain, tmp_path):
 
 def test_wiener_damps(plain, tmp_path):
     particles, (_, usual, *_) = plain
-    _, found, *_ = _run(particles, tmp_path, wiener=1.0)
-    assert found.std() == pytest.approx(0.5 * usual.std(), rel=0.2)
+    for constant in (1.0, 3.0):
+        _, found, *_ = _run(particles, tmp_path, regularisation="constant", wiener_constant=constant)
+        assert found.std() == pytest.approx(usual.std() / (1 + constant), rel=0.2)
+    _, found, *_ = _run(particles, tmp_path, wiener_constant=1.0)
+    np.testing.assert_array_equal(found, usual)
 
 
-def test_fsc_weighting_leaves_the_half_maps(plain, tmp_path):
-    particles, (_, usual, half1, _) = plain
-    _, found, weighted1, _ = _run(particles, tmp_path, fsc_weighting=True)
-    np.testing.assert_array_equal(half1, weighted1)
-    assert found.std() < usual.std()
-    with pytest.raises(ParameterError, match="fsc_weighting: expected halves"):
-        ReconstructFourierParameters(fsc_weighting=True, halves=False)
+@pytest.mark.parametrize("method", ["trilinear", "xmipp"])
+def test_regularisation_by_fsc_leaves_the_half_maps(plain, tmp_path, method):
+    particles, _ = plain
+    result, usual, half1, half2 = _run(particles, tmp_path, method=method)
+    other, found, *halves = _run(particles, tmp_path, method=method, regularisation="fsc")
+    np.testing.assert_array_equal(halves, [half1, half2])
+    assert other.fsc_corrected == result.fsc_corrected
+    assert found.std() < 0.95 * usual.std()
+    with pytest.raises(ParameterError, match="regularisation: expected halves"):
+        ReconstructFourierParameters(regularisation="fsc", halves=False)
 
 
 def test_weight_zero_is_left_out(plain, tmp_path):
@@ -174,6 +184,42 @@ def test_mask_diameter_changes_the_masked_curve_only(plain, tmp_path):
     assert found.mask_diameter == 40.0 and usual.mask_diameter == pytest.approx(0.8 * 24 * SAMPLING)
     assert np.abs(np.subtract(found.fsc_masked, usual.fsc_masked)).max() > 0.02
     np.testing.assert_allclose(found.fsc_unmasked, usual.fsc_unmasked, atol=1e-6)
+
+
+def test_a_mask_file_takes_the_place_of_the_sphere(plain, tmp_path):
+    particles, (usual, *_) = plain
+    write_volume(tmp_path / "mask.mrc", soft_sphere(24, 5, 3), SAMPLING)
+    found, *_ = _run(particles, tmp_path, mask_file=str(tmp_path / "mask.mrc"), mask_diameter=70.0)
+    same, *_ = _run(particles, tmp_path, mask_file=str(tmp_path / "mask.mrc"))
+    assert (
+        found.mask_diameter == 0 and found.fsc_masked == same.fsc_masked and "within the mask" in found.summary()
+    )
+    assert np.abs(np.subtract(found.fsc_masked, usual.fsc_masked)).max() > 0.02
+    write_volume(tmp_path / "mask.mrc", soft_sphere(20, 5, 3), SAMPLING)
+    with pytest.raises(
+        InputFileError, match=r"mask\.mrc: expected a mask of 24 x 24 x 24 voxels, found 20 x 20 x 20"
+    ):
+        _run(particles, tmp_path / "refused", mask_file=str(tmp_path / "mask.mrc"))
+    assert not (tmp_path / "refused").exists()
+
+
+def test_groups_give_errors_and_resolutions_but_the_same_map(plain, tmp_path):
+    particles, (usual, full, half1, _) = plain
+    result, found, own1, _ = _run(particles, tmp_path, error_groups=3)
+    np.testing.assert_allclose(found, full, atol=1e-5 * full.max())
+    np.testing.assert_allclose(own1, half1, atol=1e-5 * half1.max())
+    assert (result.particles, result.particles_half1) == (60, 30)
+    error, rate = read_volume(tmp_path / result.error_map)
+    assert result.error_map == "volume_error.mrc" and rate == pytest.approx(SAMPLING)
+    assert 0.1 * full.std() < error.mean() < 2 * full.std() and len(result.relative_error) == 13
+    assert result.growth["particles"] == [20, 40, 60] and result.growth["resolutions"][-1] == result.resolution
+    assert usual.error_map == "" and usual.growth == {} and usual.relative_error == []
+    alone, *_ = _run(particles, tmp_path, error_groups=4, halves=False)
+    assert len(alone.relative_error) == 13 and alone.growth == {}
+    with pytest.raises(ParameterError, match="error_groups: expected 0, or at least 2"):
+        ReconstructFourierParameters(error_groups=1)
+    with pytest.raises(ProcessingError, match="expected images in every group"):
+        _run(particles.take(np.arange(20)), tmp_path, error_groups=11)
 
 
 def test_ctf_is_used_where_there_is_one(tmp_path):

@@ -6,12 +6,13 @@ import pytest
 from tests.reconstruction.particle_data import SAMPLING, correlation, in_band, phantom, reconstruct, views
 from tests.shared_data import shared_path
 from xmipp_accel.backend import CPU
-from xmipp_accel.io.particles import read_particles
+from xmipp_accel.io.particles import Particles, read_particles
 from xmipp_accel.io.volumes import read_volume
 from xmipp_accel.numerics.ctf import ctf_image
 from xmipp_accel.numerics.fsc import fourier_shell_correlation
 from xmipp_accel.numerics.rotations import euler_to_matrix, matrix_to_euler
 from xmipp_accel.reconstruction.optics import ParticleOptics
+from xmipp_accel.reconstruction.views import Views
 
 
 @pytest.mark.parametrize("box", [32, 31])
@@ -29,7 +30,7 @@ def test_direct_beats_the_blob():
     truth = phantom().volume(32, SAMPLING)
     errors = [
         in_band(reconstruct(images, matrices, shifts, method=method), truth)[0]
-        for method in ("direct", "xmipp", "xmipp_fast")
+        for method in ("trilinear", "xmipp", "xmipp_fast")
     ]
     assert errors == sorted(errors)
     assert errors[0] < 0.8 * errors[1]
@@ -37,7 +38,7 @@ def test_direct_beats_the_blob():
 
 def test_devices_agree(device):
     images, matrices, shifts = views(40, 25, largest_shift=2.0)
-    for method, tolerance in (("direct", 1e-5), ("xmipp", 1e-4), ("xmipp_fast", 3e-3)):
+    for method, tolerance in (("trilinear", 1e-5), ("xmipp", 1e-4), ("xmipp_fast", 3e-3)):
         expected = reconstruct(images, matrices, shifts, CPU, method=method)
         found = reconstruct(images, matrices, shifts, device, method=method)
         assert np.abs(found - expected).max() < tolerance * np.abs(expected).max()
@@ -48,11 +49,22 @@ def test_mirrored_images_show_the_same_object():
     flips = np.arange(len(images)) % 3 == 0
     # Mirrored about pixel 16; an odd part of the box keeps every pixel.
     images[flips, :, 1:] = images[flips, :, :0:-1]
-    found = reconstruct(images, matrices, shifts, flips=flips)
+    rot, tilt, psi = matrix_to_euler(matrices)
+    listed = Particles(
+        ["absent"] * len(images),
+        rot=rot,
+        tilt=tilt,
+        psi=psi,
+        shift_y=shifts[:, 0],
+        shift_x=shifts[:, 1],
+        flip=flips,
+        sampling_rate=SAMPLING,
+    )
+    seen = Views.from_particles(listed)
+    found = reconstruct(images, seen.matrices, seen.shifts)
     assert in_band(found, phantom().volume(32, SAMPLING))[0] < 0.05
     assert in_band(reconstruct(images, matrices, shifts), phantom().volume(32, SAMPLING))[0] > 0.2
     # The same poses without mirrors, as STAR files must have them.
-    rot, tilt, psi = matrix_to_euler(matrices)
     turned = euler_to_matrix(rot, tilt + 180 * flips, np.where(flips, -psi, psi))
     shifts[flips, 1] *= -1
     np.testing.assert_allclose(reconstruct(images, turned, shifts), found, atol=1e-5 * found.max())

@@ -28,6 +28,7 @@ from xmipp_accel.io.publish import write_json
 from xmipp_accel.io.volumes import write_volume
 from xmipp_accel.movie_alignment.parameters import MovieAlignmentParameters
 from xmipp_accel.movie_alignment.result import MovieAlignmentResult
+from xmipp_accel.reconstruction.coverage import hemisphere
 from xmipp_accel.viewers.base import FigureView
 
 pytestmark = pytest.mark.scipion
@@ -288,7 +289,15 @@ def reconstruction(folder):
     protocol.inputParticles.set(particle_set(SetOfParticles, "p.sqlite", ALIGN_PROJ, tilt=30.0))
     write_json(
         folder / "extra/volume.json",
-        {"frequencies": [0.0, 0.1, 0.2], "fsc_masked": [1, 0.9, 0.2], "fsc_unmasked": [1, 0.8, 0.1]},
+        dict(
+            frequencies=[0.0, 0.1, 0.2],
+            fsc_corrected=[1, 0.85, 0.15],
+            fsc_masked=[1, 0.9, 0.2],
+            fsc_unmasked=[1, 0.8, 0.1],
+            fsc_randomised=[1, 0.9, 0.05],
+            error_map="",
+            growth={},
+        ),
     )
     return opened(viewers.XmippAccelReconstructFourierViewer, protocol, folder), volume
 
@@ -314,12 +323,54 @@ def test_the_surface_lies_where_the_map_is(reconstruction):
 
 def test_the_fsc_and_the_directions_are_drawn(reconstruction, folder):
     viewer, _ = reconstruction
-    masked, unmasked = drawn(viewer.figure_fsc()).axes[0].lines[:2]
-    np.testing.assert_allclose(masked.get_ydata(), [1, 0.9, 0.2])
-    np.testing.assert_allclose(unmasked.get_ydata(), [1, 0.8, 0.1])
+    lines = {line.get_label(): line.get_ydata() for line in drawn(viewer.figure_fsc()).axes[0].lines}
+    np.testing.assert_allclose(lines["corrected"], [1, 0.85, 0.15])
+    np.testing.assert_allclose(lines["masked"], [1, 0.9, 0.2])
+    np.testing.assert_allclose(lines["unmasked"], [1, 0.8, 0.1])
+    np.testing.assert_allclose(lines["randomised"], [1, 0.9, 0.05])
     assert "12 particles" in drawn(viewer.figure_directions()).axes[0].get_title()
     write_json(folder / "extra/volume.json", {"frequencies": []})
     assert "no half maps" in viewer.figure_fsc()
+
+
+def test_coverage_is_drawn_by_direction_and_shell(reconstruction, folder):
+    viewer, _ = reconstruction
+    directions = hemisphere()
+    coverage = dict(
+        frequencies=[0.0, 0.1, 0.2],
+        mean=[40.0, 20.0, 10.0],
+        minimum=[40.0, 5.0, 0.0],
+        empty=[0.0, 0.0, 0.25],
+        directions=np.where(directions[:, 2] > 0.9, 0.0, 1.1).tolist(),
+        scf=0.9,
+        empty_directions=0.1,
+        weakest=[0.0, 0.0],
+    )
+    write_json(folder / "extra/volume.json", {"coverage": coverage})
+    sphere, shells, *others = drawn(viewer.figure_coverage()).axes
+    places = sphere.collections[0].get_offsets()
+    empty = sphere.collections[0].get_array() == 0
+    radius = np.hypot(*np.asarray(places).T)
+    assert radius.max() <= 1.001 and radius[empty].max() < radius[~empty].min(), "the cone lies in the middle"
+    assert "SCF 0.90, 10.0% of the directions empty" in sphere.get_title()
+    np.testing.assert_allclose(shells.lines[0].get_ydata(), [20, 10])
+    assert any(np.allclose(line.get_ydata(), [0, 0.25]) for axes in others for line in axes.lines)
+
+
+def test_errors_and_growth_are_drawn_where_there_are_groups(reconstruction, folder):
+    viewer, _ = reconstruction
+    assert "no groups" in viewer.figure_errors() and "no groups" in viewer.figure_growth()
+    errors = RNG.normal(size=(8, 8, 8)).astype(np.float32)
+    write_volume(folder / "extra/volume_error.mrc", errors, 3.0)
+    growth = dict(particles=[100, 200, 400], resolutions=[9.0, 8.0, 7.0], b_factor=300.0)
+    result = dict(error_map="volume_error.mrc", relative_error=[0.1] * 5, box=8, sampling_rate=3.0, growth=growth)
+    write_json(folder / "extra/volume.json", result)
+    picture, shells = drawn(viewer.figure_errors()).axes[:2]
+    np.testing.assert_allclose(picture.images[0].get_array(), errors[4])
+    assert shells.lines[0].get_xdata()[-1] == pytest.approx(1 / 6)
+    points, line = drawn(viewer.figure_growth()).axes[0].lines
+    np.testing.assert_allclose(points.get_ydata(), 1 / np.array([9.0, 8.0, 7.0]) ** 2)
+    assert np.ptp(line.get_ydata()) == pytest.approx(2 / 300 * np.log(4))
 
 
 def test_the_starts_of_an_initial_volume_and_its_directions_are_drawn(folder):

@@ -2,6 +2,7 @@
 
 from xmipp_accel.backend.arrays import (
     array_module,
+    chunks,
     fft_module,
     free_bytes,
     from_host,
@@ -19,6 +20,7 @@ __all__ = [
     "CPU",
     "Device",
     "array_module",
+    "chunks",
     "cuda_kernel",
     "fft_module",
     "free_bytes",

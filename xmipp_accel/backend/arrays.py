@@ -77,6 +77,12 @@ def _malloc_trim():
     return getattr(ctypes.CDLL(None), "malloc_trim", None)  # of glibc
 
 
+def chunks(xp, length, size):
+    """Slices of `length` items of `size` numbers each: few for a processor's cache, many for a GPU."""
+    step = max(1, (1 << 19 if xp is np else 1 << 25) // size)
+    return [slice(first, min(first + step, length)) for first in range(0, length, step)]
+
+
 class _HostFFT:
     """`scipy.fft` with every core; single precision stays single, which `numpy.fft` does not promise."""
 
@@ -94,10 +100,13 @@ class _HostFFT:
         return self.irfft(self.ifft(x, n=s[0], axis=-2), n=s[1], axis=-1)
 
 
-def fft_module(*arrays):
-    """Return the FFT functions for `array_module(*arrays)`: `cupyx.scipy.fft` or multi-threaded `scipy.fft`."""
+def fft_module(*arrays, workers=None):
+    """Return the FFT functions for `array_module(*arrays)`: `cupyx.scipy.fft`, or `scipy.fft` on every core.
+
+    Whoever calls them from threads of their own asks for one worker.
+    """
     if array_module(*arrays) is np:
-        return _HostFFT(cpu_count())
+        return _HostFFT(workers or cpu_count())
     import cupyx.scipy.fft
 
     return cupyx.scipy.fft

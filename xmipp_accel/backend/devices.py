@@ -9,6 +9,7 @@ import logging
 import os
 import re
 import threading
+from typing import Any
 
 import numpy as np
 
@@ -89,6 +90,15 @@ class Device:
             stream.synchronize()
         return array
 
+    def mark(self):
+        """Context manager whose end waits for what this thread has enqueued on this device so far."""
+        if self.kind == "cpu":
+            return contextlib.nullcontext()
+        with self.activate():
+            event = self.xp.cuda.Event(disable_timing=True)
+            event.record()
+        return contextlib.closing(_Mark(event))
+
     def free_memory(self) -> int:
         """Bytes that can still be allocated."""
         with self.activate():
@@ -103,6 +113,14 @@ class Device:
 
     def __str__(self):
         return "cpu" if self.kind == "cpu" else f"cuda:{self.index}"
+
+
+@dataclasses.dataclass
+class _Mark:
+    event: Any
+
+    def close(self):
+        self.event.synchronize()
 
 
 CPU = Device()

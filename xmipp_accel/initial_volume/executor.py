@@ -173,6 +173,7 @@ class ReconstructSignificantExecutor:
     def _check(self, particles):
         if not len(particles):
             raise ParameterError("particles: expected at least one that is enabled, found none")
+        particles.require_uniform()
         if not particles.sampling_rate:
             raise ParameterError("particles: their sampling rate is unknown")
         if self.parameters.mask_radius > particles.box / 2:
@@ -216,7 +217,12 @@ class ReconstructSignificantExecutor:
             mode = "phase_flipped" if chosen.phase_flipped else "weight"
         builder = ReconstructFourierExecutor(
             ReconstructFourierParameters(
-                symmetry=chosen.symmetry, max_resolution=resolution, ctf=mode, halves=False, wiener=0.1
+                symmetry=chosen.symmetry,
+                max_resolution=resolution,
+                ctf=mode,
+                halves=False,
+                regularisation="constant",
+                wiener_constant=0.1,
             ),
             self.device,
         )

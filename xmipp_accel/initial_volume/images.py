@@ -7,17 +7,15 @@ from typing import Any
 
 import numpy as np
 
-from xmipp_accel.backend import fft_module, to_host
-from xmipp_accel.numerics.ctf import ctf_at, ctf_image
 from xmipp_accel.numerics.filters import fourier_resize
 from xmipp_accel.numerics.statistics import usable_rows
 from xmipp_accel.particle_alignment import polar
+from xmipp_accel.particle_alignment.ring_samples import ring_samples
 from xmipp_accel.particle_alignment.search import shift_grid
 
 EDGE = 3.0  # px, of the mask
 _BATCH = 256
 _PIXELS = 2.6  # per period of the finest resolution: 2 would do, were it not for interpolation
-_OPTICS = ("defocus_u", "defocus_v", "defocus_angle", "voltage", "cs", "amplitude_contrast", "phase_shift")
 _SHIFT_STEP = 0.56  # periods of the outermost ring, as in Align Significant
 
 
@@ -120,19 +118,18 @@ def ring_images(images, particles, resolution, mask_share, parameters, device) -
     radius, max_shift = mask_share * size, parameters.max_shift / 100.0 * size
     grid = polar.polar_grid(size, rings, radius + EDGE / 2, max_shift)
     mask = device.asarray(polar.soft_circle(size, radius, EDGE))
-    use_ctf = parameters.ctf == "ctf" and particles.has_ctf
+    ctf = parameters.ctf if particles.has_ctf else "none"
     shape = (len(images), rings)
     power, gain, chunks = np.empty(shape), np.ones(shape, np.float32), []
     for start in range(0, len(images), _BATCH):
         part = slice(start, start + _BATCH)
         batch = fourier_resize(device.asarray(images[part], np.float32), size)
-        samples = polar.polar_samples(polar.mask_images(batch, mask), grid)
-        power[part] = to_host((samples.real**2 + samples.imag**2).mean(axis=2))
-        if use_ctf:
-            optics = {name: getattr(particles, name)[part] for name in _OPTICS}
-            batch = _times_ctf(batch, field / size, optics, parameters.phase_flipped)
-            samples = polar.polar_samples(polar.mask_images(batch, mask), grid)
-            gain[part] = _mean_square(grid, field, optics)
+        optics = particles.ctf_parameters(part)
+        samples, power[part], squares = ring_samples(
+            batch, mask, grid, ctf, optics, field / size, parameters.phase_flipped
+        )
+        if squares is not None:
+            gain[part] = squares
         chunks.append(samples)
     weights = polar.ring_weights(grid, power.mean(axis=0))
     scale = 1 / np.sqrt(np.maximum(power @ weights, 1e-30))
@@ -140,17 +137,3 @@ def ring_images(images, particles, resolution, mask_share, parameters, device) -
     return RingImages(
         grid, field / size, radius, weights, samples, gain, shift_grid(max_shift, _SHIFT_STEP * size / rings)
     )
-
-
-def _times_ctf(images, sampling_rate, optics, phase_flipped):
-    fft, size = fft_module(images), images.shape[-1]
-    ctf = ctf_image(size, sampling_rate, **optics, xp=polar.array_module(images))
-    ctf = abs(ctf) if phase_flipped else ctf
-    return fft.irfft2(fft.rfft2(images) * ctf, s=images.shape[1:]).astype(np.float32)
-
-
-def _mean_square(grid, field, optics):
-    """(m, K) mean square of the CTF on each ring."""
-    k2 = np.repeat((grid.radii[:, None] / field) ** 2, len(grid.angles), axis=1)
-    ctf = ctf_at(k2, np.broadcast_to(grid.angles, k2.shape), **optics)
-    return (ctf.astype(np.float64) ** 2).mean(axis=2)

@@ -18,6 +18,7 @@ from xmipp_accel.numerics.symmetry import symmetry_matrices
 from xmipp_accel.particle_alignment import polar
 from xmipp_accel.reconstruction.accumulator import FourierAccumulator
 from xmipp_accel.reconstruction.parameters import ReconstructFourierParameters
+from xmipp_accel.reconstruction.views import Views
 
 # Powers of the likelihood, in turn, in the starts: few clean images settle too early on the views of a wrong
 # volume with all of it, and noisy ones blur the volume away with less.
@@ -216,10 +217,16 @@ class SignificantLoop:
 
     def _insert(self, images, pictures, matrices, weights):
         parameters = ReconstructFourierParameters(
-            symmetry=self.parameters.symmetry, halves=False, ctf="none", padding=_PADDING, wiener=_WIENER
+            symmetry=self.parameters.symmetry,
+            halves=False,
+            ctf="none",
+            padding_images=_PADDING,
+            padding_volume=_PADDING,
+            regularisation="constant",
+            wiener_constant=_WIENER,
         )
         accumulator = FourierAccumulator(parameters, self.device, images.grid.box, images.sampling_rate)
-        accumulator.insert(pictures, matrices, np.zeros((len(matrices), 2)), weights=weights)
+        accumulator.insert(pictures, Views(matrices, np.zeros((len(matrices), 2)), weights))
         return to_host(accumulator.finish().full)
 
 

@@ -49,6 +49,18 @@ class Columns:
             raise InputFileError(self.path, f"{expected} in {label}", f"{values[bad][0]:g}")
         return values.astype(np.int64)
 
+    def vectors(self, label) -> list[tuple[float, ...]]:
+        """A column of lists of finite numbers such as ``[0.1,-2]`` or ``[]``."""
+        return [self._vector(label, str(value)) for value in self.block[label]]
+
+    def _vector(self, label, text):
+        parts = text[1:-1].split(",") if text != "[]" else []
+        if text[:1] == "[" and text[-1:] == "]" and all(map(_is_number, parts)):
+            numbers = tuple(map(float, parts))
+            if np.isfinite(numbers).all():
+                return numbers
+        raise InputFileError(self.path, f"finite numbers such as [0.1,-2] in {label}", repr(text[:40]))
+
     def texts(self, label) -> list[str]:
         """A column of names, which may look like numbers."""
         return [str(value) for value in self.block[label]]

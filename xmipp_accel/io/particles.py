@@ -13,10 +13,12 @@ import numpy as np
 from xmipp_accel.errors import InputFileError, ParameterError
 from xmipp_accel.io import relion, tables, xmipp
 from xmipp_accel.io.images import open_stack, read_stack, sampling_rate
+from xmipp_accel.io.optics_groups import SAMPLING_TOLERANCE, OpticsGroup
 
 # A field with one value a particle; a single value, such as its default, stands for all of them.
 Column = Any
 _NUMBER, _WHOLE, _FLAG = ({"dtype": np.dtype(kind)} for kind in (np.float64, np.int64, bool))
+_CTF = "defocus_u", "defocus_v", "defocus_angle", "voltage", "cs", "amplitude_contrast", "phase_shift"
 
 
 @dataclasses.dataclass
@@ -32,7 +34,7 @@ class Particles:
     rot, tilt, psi : float64
         Euler angles ZYZ, degrees.
     shift_x, shift_y : float64
-        Translation to apply to the image to centre it, px.
+        Translation to apply to the image to centre it, px of that image.
     flip : bool
         Whether the image is mirrored.
     weight : float64
@@ -47,8 +49,12 @@ class Particles:
         A, A, degrees, degrees.
     voltage, cs, amplitude_contrast : float64
         kV, mm, fraction of 1.
+    optics_group : int64
+        Number of the particle's optics group.
+    groups : dict of int to OpticsGroup
+        By number; empty if all particles belong to one without aberrations.
     sampling_rate : float
-        A/px, the same for all; 0 if unknown.
+        A/px, 0 if unknown; of the first particle's group if groups differ (`mixed`).
     has_ctf, has_pose : bool
         Whether defocus and optics, and whether angles and shifts, are more than defaults.
     extra : dict of (n,) arrays
@@ -75,6 +81,8 @@ class Particles:
     voltage: Column = dataclasses.field(default=300, metadata=_NUMBER)
     cs: Column = dataclasses.field(default=2.7, metadata=_NUMBER)
     amplitude_contrast: Column = dataclasses.field(default=0.1, metadata=_NUMBER)
+    optics_group: Column = dataclasses.field(default=1, metadata=_WHOLE)
+    groups: dict[int, OpticsGroup] = dataclasses.field(default_factory=dict)
     sampling_rate: float = 0.0
     has_ctf: bool = False
     has_pose: bool = False
@@ -90,6 +98,11 @@ class Particles:
         for label, values in self.extra.items():
             if len(values) != count:
                 raise ParameterError(f"particles: expected {count} values of {label}, found {len(values)}")
+        unknown = set(self.optics_group.tolist()) - set(self.groups) if self.groups else ()
+        if unknown:
+            raise ParameterError(f"particles: expected optics groups {sorted(self.groups)}, found {min(unknown)}")
+        if self.groups and count:
+            self.sampling_rate = self._optics(self.optics_group[0]).sampling_rate or self.sampling_rate
 
     @classmethod
     def _columns(cls):
@@ -115,32 +128,89 @@ class Particles:
     def images(self, indices=None) -> np.ndarray:
         """Read the images of the particles at `indices`, all by default: (n, y, x) float32.
 
-        Each stack is opened once. Stacks of another image size than the first particle's are an `InputFileError`.
+        Each stack is opened once. Images of another size than that of the first one's optics group, or without
+        groups than that of all particles, are an `InputFileError`.
         """
         rows = np.arange(len(self)) if indices is None else np.atleast_1d(np.asarray(indices, dtype=np.int64))
-        groups = _group([self.stack[row] for row in rows])
-        if len(groups) == 1:
-            return self._read(next(iter(groups)), rows)
-        result = np.empty((len(rows), self.box, self.box), np.float32)
-        for path, places in groups.items():
-            result[places] = self._read(path, rows[places])
+        box = self._box_of(rows[0]) if len(rows) and self.groups else self.box
+        stacks = _group([self.stack[row] for row in rows])
+        if len(stacks) == 1:
+            return self._read(next(iter(stacks)), rows, box)
+        result = np.empty((len(rows), box, box), np.float32)
+        for path, places in stacks.items():
+            result[places] = self._read(path, rows[places], box)
         return result
 
-    def _read(self, path, rows):
-        images, shape = read_stack(path, self.index[rows]), (self.box, self.box)
-        if images.shape[1:] != shape:
-            raise InputFileError(path, _size(shape), _size(images.shape[1:]))
+    def _read(self, path, rows, box):
+        images = read_stack(path, self.index[rows])
+        if images.shape[1:] != (box, box):
+            raise InputFileError(path, _size((box, box)), _size(images.shape[1:]))
         return images
+
+    def ctf_parameters(self, rows=slice(None)) -> dict[str, np.ndarray]:
+        """Defocus and optics of the particles at `rows`, all by default, under the names of `numerics.ctf`."""
+        return {name: getattr(self, name)[rows] for name in _CTF}
 
     @property
     def box(self) -> int:
         """Side of the images in px, from the first particle's stack, which must have square images."""
         if not self.stack:
             raise ParameterError("particles: expected at least one, found none")
-        shape = open_stack(self.stack[0])[0].shape
-        if shape[1] != shape[2]:
-            raise InputFileError(self.stack[0], "square images", _size(shape[1:]))
-        return shape[2]
+        return _box(self.stack[0])
+
+    def _box_of(self, row) -> int:
+        return self._optics(self.optics_group[row]).box or _box(self.stack[row])
+
+    def _optics(self, number) -> OpticsGroup:
+        return self.groups.get(int(number)) or OpticsGroup(f"opticsGroup{number}", self.sampling_rate)
+
+    def used_groups(self) -> dict[int, OpticsGroup]:
+        """The optics groups that have particles, in the order of their numbers, with sampling rate and box."""
+        numbers, first = np.unique(self.optics_group, return_index=True)
+        return {
+            number: dataclasses.replace(
+                self._optics(number),
+                sampling_rate=self._optics(number).sampling_rate or self.sampling_rate,
+                box=self._box_of(row),
+            )
+            for number, row in zip(numbers.tolist(), first.tolist())
+        }
+
+    @property
+    def sampling_rates(self) -> np.ndarray:
+        """A/px of each particle's image, (n,) float64."""
+        numbers, places = np.unique(self.optics_group, return_inverse=True)
+        rates = [self._optics(number).sampling_rate or self.sampling_rate for number in numbers]
+        return np.array(rates, dtype=np.float64)[places.reshape(-1)]
+
+    @property
+    def mixed(self) -> bool:
+        """Whether there are particles of optics groups with different pixel or box sizes."""
+        return len(self._sizes()) > 1
+
+    def _sizes(self) -> list[tuple[int, float]]:
+        """The boxes and sampling rates of the optics groups; those within the tolerance count once."""
+        found: list[tuple[int, float]] = []
+        for group in self.used_groups().values() if self.groups else ():
+            near = SAMPLING_TOLERANCE * group.sampling_rate
+            if not any(group.box == box and abs(group.sampling_rate - rate) <= near for box, rate in found):
+                found.append((group.box, group.sampling_rate))
+        return found
+
+    def require_uniform(self):
+        """Raise a `ParameterError` that tells the sizes if pixels or boxes of several sizes are mixed."""
+        if self.mixed:
+            found = ", ".join(f"{box} px of {rate:g} A" for box, rate in self._sizes())
+            raise ParameterError(
+                f"particles: expected one pixel size and one box in all optics groups, found {found}"
+            )
+
+
+def _box(stack) -> int:
+    shape = open_stack(stack)[0].shape
+    if shape[1] != shape[2]:
+        raise InputFileError(stack, "square images", _size(shape[1:]))
+    return shape[2]
 
 
 def _size(shape) -> str:
@@ -199,7 +269,7 @@ def _find(path, name) -> str:
 
 def _check(path, particles):
     """Compare with the headers of the stacks, and take the sampling rate from there if the file has none."""
-    size = None
+    sizes: dict[int, list[int]] = {}
     for stack, places in _group(particles.stack).items():
         header = open_stack(stack)[0]
         count, *shape = header.shape
@@ -208,9 +278,12 @@ def _check(path, particles):
             raise InputFileError(
                 stack, f"an image {last + 1}, as {os.path.basename(path)} says", f"{count} images"
             )
-        if size is not None and shape != size:
-            raise InputFileError(stack, _size(size), _size(shape))
-        size = shape
+        # Without groups all particles are of group 1.
+        for number in np.unique(particles.optics_group[places]).tolist():
+            box = particles.groups[number].box if particles.groups else 0
+            expected = sizes.setdefault(number, [box, box] if box else shape)
+            if shape != expected:
+                raise InputFileError(stack, f"{_size(expected)} in optics group {number}", _size(shape))
         if not particles.sampling_rate:
             particles.sampling_rate = sampling_rate(header)
 
@@ -219,7 +292,8 @@ def write_particles(path, particles: Particles):
     """Publish particles with absolute paths as a STAR file of RELION 3.1 (.star) or an Xmipp file (.xmd).
 
     RELION knows no mirrored images: with `flip`, the pose is written as the equivalent one from the other side
-    (tilt + 180, -psi, -shift_x).
+    (tilt + 180, -psi, -shift_x). Xmipp knows no optics groups: their aberrations are lost, and particles of
+    several pixel or box sizes are a `ParameterError`.
     """
     dialect = relion if Path(path).suffix.lower() == ".star" else xmipp
     absolute = {stack: os.path.abspath(stack) for stack in set(particles.stack)}

@@ -8,27 +8,30 @@ import numpy as np
 
 from xmipp_accel.errors import InputFileError
 from xmipp_accel.io.columns import Columns, pose_values
+from xmipp_accel.io.relion_optics import BEAM_TILT, OPTICS, group_values, read_table, spread, table_columns
 
 _POSE = dict(rot="rlnAngleRot", tilt="rlnAngleTilt", psi="rlnAnglePsi")
 _DEFOCUS = dict(defocus_u="rlnDefocusU", defocus_v="rlnDefocusV", defocus_angle="rlnDefocusAngle")
-_OPTICS = dict(voltage="rlnVoltage", cs="rlnSphericalAberration", amplitude_contrast="rlnAmplitudeContrast")
-_OPTICS_LABELS = (*_OPTICS.values(), "rlnOpticsGroup", "rlnImagePixelSize", "rlnPhaseShift")
-_PARTICLE_LABELS = (*_POSE.values(), *_DEFOCUS.values(), *_OPTICS_LABELS, "rlnClassNumber", "rlnRandomSubset")
+_PARTICLE_LABELS = (*_POSE.values(), *_DEFOCUS.values(), *OPTICS.values(), "rlnClassNumber", "rlnRandomSubset")
 _PARTICLE_LABELS += (
+    *BEAM_TILT,
+    "rlnOpticsGroup",
+    "rlnImagePixelSize",
+    "rlnPhaseShift",
     "rlnMagnification",
     "rlnDetectorPixelSize",
     "rlnOriginXAngst",
     "rlnOriginYAngst",
     "xmippWeight",
 )
-SAMPLING_TOLERANCE = 1e-3
 
 
 def particle_values(path, blocks) -> dict[str, Any]:
     """Values for `Particles` by the names of its fields, and the image names as ``image``."""
     columns = Columns(path, _particle_block(path, blocks))
     columns.refuse_misspelt(_PARTICLE_LABELS)
-    optics = _optics(path, blocks, columns)
+    table = read_table(path, blocks, columns)
+    optics = None if table is None else spread(table, columns)
     sampling = _sampling(columns, optics)
     values: dict[str, Any] = dict(image=columns.texts("rlnImageName"))
     values.update(_pose(columns, sampling))
@@ -39,8 +42,7 @@ def particle_values(path, blocks) -> dict[str, Any]:
         values["class_id"] = columns.whole("rlnClassNumber")
     if "xmippWeight" in columns:
         values["weight"] = columns.numbers("xmippWeight")
-    if sampling is not None and columns.count:
-        values["sampling_rate"] = _one_rate(path, sampling)
+    values.update(group_values(columns, table, sampling))
     return values
 
 
@@ -57,31 +59,6 @@ def _particle_block(path, blocks):
     if any(label.startswith("rlnTomo") for label in labels):
         raise InputFileError(path, "single particles", "a tomography file (labels that begin with rlnTomo)")
     raise InputFileError(path, "a table with rlnImageName", f"the blocks {', '.join(blocks)}")
-
-
-def _optics(path, blocks, columns):
-    """The optics table spread over the particles, or None in RELION 3.0."""
-    table = blocks.get("optics")
-    if table is None:
-        if "rlnOpticsGroup" in columns and "rlnDetectorPixelSize" not in columns:
-            raise InputFileError(path, "a block data_optics, since particles have rlnOpticsGroup", "none")
-        return None
-    table = Columns(path, table)
-    table.refuse_misspelt(_OPTICS_LABELS)
-    for owner, name in ((table, "data_optics"), (columns, "the particles' table")):
-        if "rlnOpticsGroup" not in owner:
-            raise InputFileError(path, f"rlnOpticsGroup in {name}", "none")
-    groups = table.whole("rlnOpticsGroup").tolist()
-    if len(set(groups)) != len(groups):
-        raise InputFileError(path, "different numbers of optics groups", f"{groups}")
-    rows = {group: row for row, group in enumerate(groups)}
-    wanted = columns.whole("rlnOpticsGroup").tolist()
-    missing = next((group for group in wanted if group not in rows), None)
-    if missing is not None:
-        raise InputFileError(path, f"optics group {missing} in data_optics", f"groups {groups}")
-    places = np.array([rows[group] for group in wanted], dtype=np.int64)
-    numeric = {label: values for label, values in table.block.items() if isinstance(values, np.ndarray)}
-    return Columns(path, {label: values[places] for label, values in numeric.items()})
 
 
 def _source(columns, optics, label):
@@ -105,15 +82,6 @@ def _sampling(columns, optics):
     return None
 
 
-def _one_rate(path, sampling) -> float:
-    lowest, highest = float(sampling.min()), float(sampling.max())
-    if not lowest > 0:
-        raise InputFileError(path, "a pixel size above 0", f"{lowest:g}")
-    if highest > lowest * (1 + SAMPLING_TOLERANCE):
-        raise InputFileError(path, "one pixel size for all particles", f"{lowest:g} to {highest:g} A/px")
-    return round(float(np.median(sampling)), 6)
-
-
 def _pose(columns, sampling):
     if columns.together("rlnOriginXAngst", "rlnOriginYAngst"):
         if sampling is None or not (sampling > 0).all():
@@ -126,7 +94,7 @@ def _ctf(columns, optics):
     values: dict[str, Any] = {}
     if columns.together(*_DEFOCUS.values()):
         values.update({name: columns.numbers(label) for name, label in _DEFOCUS.items()})
-    for name, label in dict(_OPTICS, phase_shift="rlnPhaseShift").items():
+    for name, label in dict(OPTICS, phase_shift="rlnPhaseShift").items():
         source = _source(columns, optics, label)
         if source is not None:
             values[name] = source.numbers(label)
@@ -137,21 +105,9 @@ def _ctf(columns, optics):
 
 
 def particle_blocks(particles, names) -> dict[str, dict[str, Any]]:
-    """Blocks of RELION 3.1: particles of equal optics form a group."""
-    optics = np.stack([particles.voltage, particles.cs, particles.amplitude_contrast], axis=1)
-    distinct, group = np.unique(optics, axis=0, return_inverse=True)
-    numbers = np.arange(1, len(distinct) + 1)
-    table: dict[str, Any] = {
-        "rlnOpticsGroupName": [f"opticsGroup{number}" for number in numbers],
-        "rlnOpticsGroup": numbers,
-        **{label: distinct[:, column] for column, label in enumerate(_OPTICS.values())},
-    }
-    if particles.sampling_rate:
-        table["rlnImagePixelSize"] = np.full(len(numbers), particles.sampling_rate)
-    if len(particles):
-        table["rlnImageSize"] = np.full(len(numbers), particles.box)
-    table["rlnImageDimensionality"] = np.full(len(numbers), 2)
-    rows: dict[str, Any] = {"rlnImageName": names, "rlnOpticsGroup": group.reshape(-1) + 1}
+    """Blocks of RELION 3.1."""
+    table, numbers = table_columns(particles)
+    rows: dict[str, Any] = {"rlnImageName": names, "rlnOpticsGroup": numbers}
     rows.update(_pose_columns(particles) if particles.has_pose else {})
     if particles.has_ctf:
         rows.update({label: getattr(particles, name) for name, label in _DEFOCUS.items()})
@@ -168,7 +124,7 @@ def particle_blocks(particles, names) -> dict[str, dict[str, Any]]:
 def _pose_columns(particles):
     flip = particles.flip
     sign = np.where(flip, -1.0, 1.0)
-    scale = particles.sampling_rate or 1.0
+    scale = particles.sampling_rates if particles.sampling_rate else 1.0
     suffix = "Angst" if particles.sampling_rate else ""
     return {
         "rlnAngleRot": particles.rot,

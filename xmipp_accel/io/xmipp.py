@@ -87,7 +87,8 @@ def _extra(columns) -> dict[str, np.ndarray]:
 
 
 def particle_blocks(particles, names) -> dict[str, dict[str, Any]]:
-    """The one block of an Xmipp metadata file."""
+    """The one block of an Xmipp metadata file, in which all images have the same size."""
+    particles.require_uniform()
     rows: dict[str, Any] = {
         "image": names,
         "itemId": particles.item_id,

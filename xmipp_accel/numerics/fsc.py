@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from xmipp_accel.backend import array_module, fft_module, to_host
+from xmipp_accel.backend import array_module, chunks, cuda_kernel, fft_module, to_host
 from xmipp_accel.errors import ParameterError
+
+THREADS = 256
+ROWS = 32  # of a plane that share a block, and so one addition to global memory for each shell
 
 
 def fourier_shell_correlation(a, b, mask=None) -> np.ndarray:
@@ -44,37 +47,89 @@ def _correlation(a, b, mask, dimensions):
         raise ParameterError(
             f"correlation: expected two equal cubes of {dimensions} dimensions, found {a.shape} and {b.shape}"
         )
-    xp, fft = array_module(a), fft_module(a)
-    n = a.shape[0]
+    return correlation_curve(shell_sums(half_transform(a, mask), half_transform(b, mask)))
+
+
+def half_transform(volume, mask=None):
+    """``rfftn`` of a map without its mean, complex64, times `mask` first.
+
+    Without its mean a map loses only shell 0, and single precision keeps the weak outer shells.
+    """
+    xp = array_module(volume)
     if mask is not None:
-        a, b = a * mask, b * mask
-    # Without its mean a map loses only shell 0, and single precision keeps the weak outer shells.
-    fa, fb = fft.rfftn(a - a.mean()), fft.rfftn(b - b.mean())
-    shells = shell_numbers(n, dimensions, xp).ravel()
-    inside = shells <= n // 2
-    shells = shells[inside]
+        volume = volume * mask
+    return fft_module(volume).rfftn((volume - volume.mean()).astype(xp.float32, copy=False))
 
-    def total(values):
-        return xp.bincount(shells, (values * _multiplicity(n, xp)).ravel()[inside], n // 2 + 1)
 
-    cross = total((fa * fb.conj()).real.astype(xp.float64))
-    power = total(_power(fa, xp)) * total(_power(fb, xp))
-    curve = to_host(xp.where(power > 0, cross / xp.sqrt(xp.where(power > 0, power, 1)), 0.0))
+def shell_sums(a, b) -> np.ndarray:
+    """Sums over shells of two :func:`half_transform` results of equal edge, each read once.
+
+    Returns
+    -------
+    (3, n // 2 + 1) float64 array on the host
+        ``sum(Re a conj(b))``, ``sum(|a|^2)`` and ``sum(|b|^2)``.
+    """
+    xp, n = array_module(a), a.shape[-2]
+    a, b = (array.reshape((-1,) + array.shape[-2:]) for array in (a, b))
+    if xp is np:
+        from xmipp_accel.kernels.cpu.shells import correlate_shells
+
+        return correlate_shells(a, b, n)
+    out = xp.zeros((3, n // 2 + 1))
+    arguments = xp.ascontiguousarray(a), xp.ascontiguousarray(b), out, np.int32(n)
+    blocks = (-(-n // ROWS), len(a))
+    cuda_kernel("shells", "correlate_shells")(blocks, (THREADS,), arguments, shared_mem=out.nbytes)
+    return to_host(out)
+
+
+def correlation_curve(sums) -> np.ndarray:
+    """Correlation of each shell from :func:`shell_sums`; 1 in shell 0, and 0 where there is nothing to compare."""
+    cross, power = sums[0], sums[1] * sums[2]
+    curve = np.where(power > 0, cross / np.sqrt(np.where(power > 0, power, 1.0)), 0.0)
     curve[0] = 1.0
     return curve
 
 
-def _power(transform, xp):
-    return transform.real.astype(xp.float64) ** 2 + transform.imag.astype(xp.float64) ** 2
+def randomise_phases(transform, shell, seed):
+    """Give every sample from `shell` on a random phase, in place; the amplitudes stay.
+
+    Each phase is turned by the hash of its place, so that a seed gives the same phases on every device. Opposite
+    samples are turned opposite ways, so that the transform remains that of a real map.
+
+    Parameters
+    ----------
+    transform : (n, n, n // 2 + 1) complex64 array
+    shell : int
+    seed : int or sequence of int
+    """
+    xp, n = array_module(transform), transform.shape[0]
+    columns = transform.shape[2]
+    key = np.random.SeedSequence(seed).generate_state(1, np.uint32)[0]
+    full, half = (xp.fft.fftfreq(n) * n) ** 2, xp.arange(columns) ** 2.0
+    own = xp.asarray([0, n // 2][: 2 - n % 2])  # columns that hold both of opposite samples
+    opposite = xp.asarray(-np.arange(n) % n)
+    for planes in chunks(xp, n, n * columns):
+        place = _places(xp.arange(n)[planes], xp.arange(n), xp.arange(columns), n, columns)
+        cycles = _hashed(place, key, xp)
+        mate = _places(opposite[planes], opposite, own, n, columns)
+        cycles[:, :, own] -= _hashed(mate, key, xp)
+        outside = full[planes, None, None] + full[None, :, None] + half > shell * (shell - 1)
+        transform[planes] *= xp.exp(xp.complex64(2j * np.pi) * cycles * outside)
 
 
-def _multiplicity(n, xp):
-    """How many samples of the full transform each column of the half transform stands for."""
-    count = xp.full(n // 2 + 1, 2.0)
-    count[0] = 1
-    if n % 2 == 0:
-        count[-1] = 1
-    return count
+def _places(z, y, x, n, columns):
+    return ((z[:, None, None] * n + y[None, :, None]) * columns + x).astype(np.uint32)
+
+
+def _hashed(place, key, xp):
+    """Numbers from 0 to 1, float32, by the 32-bit mixing function "lowbias32" of C. Wellons (2018)."""
+    x = (place + np.uint32(1)) * np.uint32(0x9E3779B9) ^ key
+    x ^= x >> np.uint32(16)
+    x *= np.uint32(0x7FEB352D)
+    x ^= x >> np.uint32(15)
+    x *= np.uint32(0x846CA68B)
+    x ^= x >> np.uint32(16)
+    return x.astype(xp.float32) * xp.float32(2.0**-32)
 
 
 def shell_numbers(n: int, dimensions: int = 3, xp=np):

@@ -179,27 +179,3 @@ def _closure(generators):
         if len(group) > 60:
             raise ParameterError("symmetry: the generators do not close on a point group")
     return np.array(group)
-
-
-def angular_distance(directions, others, matrices=None) -> np.ndarray:
-    """Angles between directions, smallest over the group.
-
-    Parameters
-    ----------
-    directions : (n, 3) array_like
-    others : (m, 3) array_like
-        Unit vectors.
-    matrices : (g, 3, 3) array_like, optional
-        Symmetry group; none means C1.
-
-    Returns
-    -------
-    (n, m) float64 array
-        Degrees.
-    """
-    a, b = np.asarray(directions, dtype=np.float64), np.asarray(others, dtype=np.float64)
-    group = np.eye(3)[None] if matrices is None else np.asarray(matrices, dtype=np.float64)
-    cosine = np.full((len(a), len(b)), -1.0)
-    for matrix in group:
-        np.maximum(cosine, a @ (b @ matrix.T).T, out=cosine)
-    return np.rad2deg(np.arccos(np.clip(cosine, -1.0, 1.0)))

@@ -13,19 +13,17 @@ from typing import Any
 
 import numpy as np
 
-from xmipp_accel.backend import array_module, fft_module, good_fft_size, to_host
+from xmipp_accel.backend import array_module, to_host
 from xmipp_accel.errors import ParameterError
-from xmipp_accel.numerics.ctf import ctf_at, ctf_image
-from xmipp_accel.numerics.filters import fourier_resize
 from xmipp_accel.numerics.statistics import usable_rows
 from xmipp_accel.particle_alignment import polar
 from xmipp_accel.particle_alignment.comparison import EDGE, choose_comparison
 from xmipp_accel.particle_alignment.gallery import reference_coefficients
 from xmipp_accel.particle_alignment.polish import refine_poses
+from xmipp_accel.particle_alignment.ring_samples import ring_samples
 from xmipp_accel.particle_alignment.search import PolarSearch, normalize_references
 
 _WINDOWS = 3  # coarse shifts of a particle around which finer ones are tried
-_CROP_MARGIN = 16  # px beyond twice the rings, for images that are cropped in Fourier space
 _PAIRS = {"numpy": 1024, "cupy": 16384}  # polished at once
 _WHITENING_SAMPLE = 500
 
@@ -64,12 +62,8 @@ class _Samples:
 
     Attributes
     ----------
-    values : (m, K, Phi / 2) complex64 array
-        CTF-corrected.
-    power : (m, K) float64 NumPy array
-        Mean power on each ring.
-    gain : (m, K) float64 NumPy array or None
-        The CTF's mean square on each ring, where it multiplies the references.
+    values, power, gain
+        As `ring_samples` returns them.
     useful : (m,) bool NumPy array
         False for images that are constant or not finite.
     """
@@ -170,56 +164,17 @@ class PolarAligner:
     def _noise_power(self, particles):
         """Mean power of the masked particles on each ring; at the usual SNR that is noise."""
         some = np.linspace(0, len(particles) - 1, min(len(particles), _WHITENING_SAMPLE)).astype(np.int64)
-        samples = self._rings(self.device.asarray(particles.images(some), np.float32))
-        return to_host((samples.real**2 + samples.imag**2).mean(axis=(0, 2)))
-
-    def _rings(self, images):
-        """Ring samples of masked images."""
-        grid = self.comparison.grid
-        # The cost of the transform grows with the number of pixels, and the rings do not need them all.
-        small = min(self.box, good_fft_size(2 * grid.n_rings + _CROP_MARGIN))
-        masked = fourier_resize(polar.mask_images(images, self.mask), small)
-        samples = polar.polar_samples(masked, dataclasses.replace(grid, box=small))
-        samples *= np.float32((self.box / small) ** 2)
-        return samples
+        images = self.device.asarray(particles.images(some), np.float32)
+        return ring_samples(images, self.mask, self.comparison.grid)[1].mean(axis=0)
 
     def _samples(self, particles):
         images = self.device.asarray(particles.images(), np.float32)
         useful = usable_rows(images)
         if not useful.all():
             images[self.device.asarray(~useful)] = 0
-        gain = None
-        if self.ctf == "none":
-            samples = self._rings(images)
-        else:
-            samples = self._rings(self._apply_ctf(images, particles))
-        power_of = samples
-        if self.ctf == "ctf":
-            gain, power_of = self._ring_gain(particles), self._rings(images)
-        power = to_host((power_of.real**2 + power_of.imag**2).mean(axis=2)).astype(np.float64)
-        return _Samples(samples, power, gain, useful)
-
-    def _optics(self, particles):
-        names = ("defocus_u", "defocus_v", "defocus_angle", "voltage", "cs", "amplitude_contrast", "phase_shift")
-        return {name: getattr(particles, name) for name in names}
-
-    def _apply_ctf(self, images, particles):
-        """Multiply the whole images: before the mask, the CTF gathers what it had spread beyond it."""
-        fft = fft_module(images)
-        ctf = ctf_image(self.box, self.sampling_rate, **self._optics(particles), xp=self.device.xp)
-        if self.ctf == "phase_flip":
-            ctf = self.device.xp.sign(ctf)
-        elif self.phase_flipped:
-            ctf = abs(ctf)
-        return fft.irfft2(fft.rfft2(images) * ctf, s=images.shape[1:]).astype(np.float32)
-
-    def _ring_gain(self, particles):
-        """(m, K) the CTF's mean square on each ring."""
-        grid = self.comparison.grid
-        radii = grid.radii / (self.box * self.sampling_rate)
-        angles = grid.angles[None, :] + np.zeros((grid.n_rings, 1))
-        ctf = ctf_at(np.repeat(radii[:, None] ** 2, angles.shape[1], 1), angles, **self._optics(particles))
-        return (ctf.astype(np.float64) ** 2).mean(axis=2)
+        how = self.ctf, particles.ctf_parameters(), self.sampling_rate, self.phase_flipped
+        values, power, gain = ring_samples(images, self.mask, self.comparison.grid, *how)
+        return _Samples(values, power, gain, useful)
 
 
 class PolarComparison:

@@ -199,6 +199,7 @@ class Classify2DExecutor:
     def _check(self, particles, references, state):
         if not len(particles):
             raise ParameterError("particles: expected at least one, found none")
+        particles.require_uniform()
         if references is not None and state is not None:
             raise ParameterError("initial references: expected none together with the state of an earlier run")
         if self.parameters.fixed_references and references is None and state is None:

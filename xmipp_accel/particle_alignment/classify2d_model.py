@@ -22,13 +22,12 @@ from typing import Any
 
 import numpy as np
 
-from xmipp_accel.backend import array_module, fft_module, good_fft_size, to_host
+from xmipp_accel.backend import array_module, fft_module, to_host
 from xmipp_accel.numerics.ctf import ctf_at
-from xmipp_accel.numerics.filters import fourier_resize
 from xmipp_accel.particle_alignment.polar import (
     PolarGrid,
     angular_coefficients,
-    polar_samples,
+    cropped_samples,
     ring_energy,
 )
 
@@ -115,19 +114,16 @@ def prepare_particles(images, mask, grid, noise, optics=None, sampling_rate=1.0)
     sampling_rate : float
         A/px, needed with `optics`.
     """
-    xp, box = array_module(images), grid.box
+    xp = array_module(images)
     outside = 1.0 - mask
     level = (images * outside).sum(axis=(1, 2), keepdims=True) / outside.sum()
-    # Only K rings are needed, and the cost of the transform grows with the number of pixels.
-    small = min(box, good_fft_size(2 * grid.n_rings + 16))
-    masked = fourier_resize((images - level) * mask, small)
-    samples = polar_samples(masked, dataclasses.replace(grid, box=small)) * np.float32((box / small) ** 2)
+    samples = cropped_samples((images - level) * mask, grid)
     samples *= xp.asarray(np.sqrt(2 * math.pi * grid.radii / noise).astype(np.float32))[:, None]
     energy = (samples.real**2 + samples.imag**2).mean(axis=-1)
     if optics is None:
         ctf2 = xp.ones_like(energy)
     else:
-        ky, kx = grid.frequencies / (box * sampling_rate)
+        ky, kx = grid.frequencies / (grid.box * sampling_rate)
         ctf = ctf_at(kx**2 + ky**2, np.arctan2(ky, kx), xp=xp, **optics)
         ctf2 = (ctf**2).mean(axis=-1)
         samples *= ctf

@@ -23,7 +23,6 @@ _LEAST_RINGS = 4
 _NOISE_SAMPLE = 1000
 _BLOCK = 4096  # particles, enough to fill a GPU; the sums of a run depend on it, so it is one for every device
 _BLOCK_BYTES = 256 << 20  # of its images, of which several blocks are read ahead
-_OPTICS = "defocus_u", "defocus_v", "defocus_angle", "voltage", "cs", "amplitude_contrast", "phase_shift"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,7 +125,7 @@ class ParticleSource:
 
     def optics(self, rows):
         """Arguments of `numerics.ctf` for some particles; None if the CTF is not used."""
-        return {name: getattr(self.particles, name)[rows] for name in _OPTICS} if self.uses_ctf else None
+        return self.particles.ctf_parameters(rows) if self.uses_ctf else None
 
     def batch(self, rows) -> tuple[Batch, np.ndarray]:
         """Particles of some rows at hand, and the rows of those that can be used."""

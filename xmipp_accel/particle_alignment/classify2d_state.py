@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from xmipp_accel.errors import InputFileError, ParameterError
+from xmipp_accel.io.optics_groups import OpticsGroup, join_groups
 from xmipp_accel.io.particles import Particles
 from xmipp_accel.io.publish import atomic_path
 from xmipp_accel.particle_alignment.classify2d_averages import AverageSums
@@ -152,7 +153,12 @@ def with_earlier(kept, particles) -> Particles:
     if kept is None:
         return particles
     columns = {name: np.concatenate([getattr(kept, name), getattr(particles, name)]) for name in _COLUMNS}
-    return dataclasses.replace(particles, stack=kept.stack + particles.stack, extra={}, **columns)
+    groups: dict[int, OpticsGroup] = {}
+    if kept.groups or particles.groups:
+        groups, numbers = join_groups(kept.used_groups(), particles.used_groups())
+        columns["optics_group"][len(kept) :] = [numbers[number] for number in particles.optics_group.tolist()]
+    stack = kept.stack + particles.stack
+    return dataclasses.replace(particles, stack=stack, extra={}, groups=groups, **columns)
 
 
 class Checkpoint:
@@ -229,7 +235,8 @@ def _plain(value, arrays, name=""):
 def _kept_columns(particles):
     names, codes = _coded(particles.stack)
     columns = {name: getattr(particles, name) for name in _COLUMNS}
-    more = dict(sampling_rate=particles.sampling_rate, has_ctf=particles.has_ctf)
+    groups = {number: dataclasses.asdict(group) for number, group in particles.groups.items()}
+    more = dict(sampling_rate=particles.sampling_rate, has_ctf=particles.has_ctf, groups=groups)
     return dict(columns, names=names, codes=codes, **more)
 
 
@@ -260,7 +267,8 @@ def load_state(path) -> RunState:
     if values["kept"] is not None:
         kept = values["kept"]
         names, codes = kept.pop("names"), kept.pop("codes")
-        values["kept"] = Particles(stack=[names[code] for code in codes], **kept)
+        groups = {int(number): OpticsGroup(**group) for number, group in kept.pop("groups", {}).items()}
+        values["kept"] = Particles(stack=[names[code] for code in codes], groups=groups, **kept)
     return RunState(**values)
 
 

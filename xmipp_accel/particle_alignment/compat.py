@@ -20,6 +20,8 @@ from xmipp_accel.particle_alignment.gallery import reference_images
 from xmipp_accel.particle_alignment.poses import apply_poses
 
 _ROUNDS = 3
+# The original interpolates only where a next row and column are there, so it loses the last ones of the particle.
+_MARGIN = -1e-6
 
 
 class OriginalAligner:
@@ -121,7 +123,8 @@ def _one_order(reference, images, max_shift, first):
             matrices = step(reference, moved, max_shift) @ matrices
             # Always from the original image, so that interpolation errors do not add up.
             pose = _pose(matrices)
-            moved = apply_poses(images, *pose.T)
+            psi, shift_x, shift_y = pose.T
+            moved = apply_poses(images, psi, shift_x, shift_y, margin=_MARGIN)
     return _pearson(reference, moved), pose
 
 

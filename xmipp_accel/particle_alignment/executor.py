@@ -134,6 +134,7 @@ class AlignSignificantExecutor:
         start = time.perf_counter()
         if not len(particles):
             raise ParameterError("particles: expected at least one, found none")
+        particles.require_uniform()
         chosen = self.parameters
         if not isinstance(references, References):
             references = open_references(references, **chosen.gallery())

@@ -199,6 +199,7 @@ def _from_table(table):
     table = table.take(table.enabled)
     if not len(table):
         raise ParameterError("references: expected at least one that is enabled, found none")
+    table.require_uniform()
     directed = bool(np.any(table.rot) or np.any(table.tilt))
     shown = table.class_id if len(np.unique(table.class_id)) == len(table) else np.arange(1, len(table) + 1)
     zero = np.zeros(len(table))

@@ -26,9 +26,11 @@ import math
 
 import numpy as np
 
-from xmipp_accel.backend import array_module, from_host
+from xmipp_accel.backend import array_module, from_host, good_fft_size
+from xmipp_accel.numerics.filters import fourier_resize
 
 _BLOCK_BYTES = 64 << 20
+_CROP_MARGIN = 16  # px beyond twice the rings, for images that are cropped in Fourier space
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,6 +146,17 @@ def polar_samples(images, grid):
         # The images are real: a real product with the interleaved kernel is half the work.
         samples[:, part] = (pixels @ kernel.view(np.float32)).view(np.complex64)
     return samples.reshape(n, grid.n_rings, grid.n_angles // 2)
+
+
+def cropped_samples(images, grid):
+    """As :func:`polar_samples`, of images that are cropped in Fourier space first.
+
+    The cost of the samples grows with the number of pixels, and the rings do not need them all.
+    """
+    small = min(grid.box, good_fft_size(2 * grid.n_rings + _CROP_MARGIN))
+    samples = polar_samples(fourier_resize(images, small), dataclasses.replace(grid, box=small))
+    samples *= np.float32((grid.box / small) ** 2)
+    return samples
 
 
 def images_from_samples(samples, grid):

@@ -54,10 +54,10 @@ def opposite_view(rot, tilt, psi):
     return matrix_to_euler(euler_to_matrix(rot, np.asarray(tilt) + 180.0, psi))
 
 
-def apply_poses(images, psi, shift_x, shift_y, flip=None):
+def apply_poses(images, psi, shift_x, shift_y, flip=None, margin=_ROUNDING):
     """Bring particles onto their references by linear interpolation.
 
-    As in Xmipp, what comes from beyond the centres of the outermost pixels is 0.
+    What comes from beyond the centres of the outermost pixels is 0.
 
     Parameters
     ----------
@@ -65,6 +65,9 @@ def apply_poses(images, psi, shift_x, shift_y, flip=None):
         NumPy or CuPy; the work is done in its precision.
     psi, shift_x, shift_y, flip : (n,) NumPy arrays
         Degrees, px, px, bool.
+    margin : float
+        Px beyond the centres of the last row and column that still count as these centres, for the sake of
+        rounding; if negative, the last row and column are 0 themselves.
 
     Returns
     -------
@@ -81,8 +84,8 @@ def apply_poses(images, psi, shift_x, shift_y, flip=None):
     source_x = sign * (cosine * x + sine * y - column[1]) + box // 2
     source_y = cosine * y - sine * x - column[2] + box // 2
     last = box - 1
-    inside = abs(source_x - last / 2) <= last / 2 + _ROUNDING
-    inside &= abs(source_y - last / 2) <= last / 2 + _ROUNDING
+    inside = (source_x >= -abs(margin)) & (source_x <= last + margin)
+    inside &= (source_y >= -abs(margin)) & (source_y <= last + margin)
     left, top = xp.floor(source_x), xp.floor(source_y)
     part_x, part_y = source_x - left, source_y - top
     left, top = left.astype(np.int64), top.astype(np.int64)

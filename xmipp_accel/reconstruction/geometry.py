@@ -1,4 +1,4 @@
-"""Grids of a reconstruction: padded images, their slices, and the Fourier volume."""
+"""Grids of a reconstruction: those of padded images and their slices, and that of the Fourier volume."""
 
 from __future__ import annotations
 
@@ -7,26 +7,66 @@ import math
 
 from xmipp_accel.backend import good_fft_size
 from xmipp_accel.errors import ParameterError
+from xmipp_accel.reconstruction.gridding import Gridding
+
+SMALLEST_BOX = 4
 
 
 @dataclasses.dataclass(frozen=True)
-class Geometry:
-    """Sizes that follow from the box and the parameters.
+class VolumeGrid:
+    """The Fourier volume.
 
     Attributes
     ----------
     box : int
-        Edge of images and map, px.
+        Edge of the map, px.
     sampling_rate : float
         A/px.
     padded : int
-        Edge of the padded images and of the Fourier grid, even.
+        Edge of the padded map, even.
+    radius : float
+        Farthest sample from the origin, voxels.
+    centre : int
+        Largest frequency of the sums, voxels.
+    """
+
+    box: int
+    sampling_rate: float
+    padded: int
+    radius: float
+    centre: int
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """Of the sums: (z, y, x, record)."""
+        return (2 * self.centre + 1, 2 * self.centre + 1, self.centre + 1, 4)
+
+    @property
+    def finest(self) -> float:
+        """Finest frequency, 1/A."""
+        return self.radius / (self.padded * self.sampling_rate)
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageGrid:
+    """Images of one box and pixel size, and their slices.
+
+    Attributes
+    ----------
+    box : int
+        Edge, px.
+    sampling_rate : float
+        A/px.
+    padded : int
+        Edge of the padded images, even.
     rows, columns : int
         Shape of a slice; row ``rows // 2`` and column 0 are the origin.
     limit : float
-        Largest squared radius of a used sample, in steps of ``1 / padded`` cycles/px.
-    centre : int
-        Largest frequency of the accumulator, whose shape is ``(2 centre + 1, 2 centre + 1, centre + 1, 4)``.
+        Largest squared radius of a used sample, in samples.
+    scale : float
+        Voxels of the volume for each sample.
+    gain : float
+        What transforms are multiplied with: an image's sum stands for an integral over its area.
     """
 
     box: int
@@ -35,50 +75,83 @@ class Geometry:
     rows: int
     columns: int
     limit: float
-    centre: int
+    scale: float
+    gain: float
 
     @property
-    def accumulator_shape(self):
-        """(z, y, x, record)."""
-        return (2 * self.centre + 1, 2 * self.centre + 1, self.centre + 1, 4)
+    def step(self) -> float:
+        """Distance of samples, 1/A."""
+        return 1 / (self.padded * self.sampling_rate)
 
 
-def plan_geometry(parameters, box: int, sampling_rate: float) -> Geometry:
-    """Sizes for particles of `box` px at `sampling_rate` A/px.
+def plan_volume(parameters, gridding: Gridding, box: int, sampling_rate: float) -> VolumeGrid:
+    """Grid for a map of `box` px at `sampling_rate` A/px.
 
     Raises
     ------
     ParameterError
-        The box or the pixel size is not positive, or the wanted resolution leaves nothing to reconstruct.
+        The box or the pixel size is too small, or the wanted resolution leaves nothing to reconstruct.
     """
-    if box < 2 or not sampling_rate > 0:
-        raise ParameterError(
-            f"particles: expected a box of 2 px or more and a pixel size, found {box}, {sampling_rate}"
-        )
+    _check(box, sampling_rate)
     finest = 0.5
     if parameters.max_resolution > 0:
         finest = min(0.5, sampling_rate / parameters.max_resolution)
-    if parameters.method == "direct":
-        padded = good_fft_size(math.ceil(box * parameters.padding - 1e-6))
-        radius = int(padded * finest + 1e-6)
-        rows, columns, limit = 2 * radius + 1, radius + 1, float(radius**2)
-    else:
-        padded = int(box * parameters.padding)
-        padded += padded % 2
-        radius = math.ceil(math.ceil(2 * padded * finest - 1e-6) / 2)
-        rows, columns, limit = 2 * radius, radius, (padded * finest) ** 2
+    padded = _padded(box, parameters.padding_volume, gridding)
+    radius = padded * finest
     if radius < 2:
         raise ParameterError(
             f"max_resolution: expected finer than {box * sampling_rate / 2:.1f} A, "
             f"found {parameters.max_resolution}"
         )
-    # One voxel more than a direct slice's radius, for the outer neighbours of its samples; Xmipp cuts there.
-    return Geometry(
+    # One voxel more for the outer neighbours of the last samples; Xmipp cuts there.
+    centre = _conserved(padded, finest) if gridding.as_xmipp else math.ceil(radius - 1e-6 + gridding.reach)
+    return VolumeGrid(box, float(sampling_rate), padded, radius, centre)
+
+
+def plan_images(parameters, gridding: Gridding, volume: VolumeGrid, box: int, sampling_rate: float, stretch=1.0):
+    """`ImageGrid` of images of `box` px at `sampling_rate` A/px.
+
+    Parameters
+    ----------
+    stretch : float
+        By how much an anisotropic magnification moves samples outwards at most.
+    """
+    _check(box, sampling_rate)
+    padding = parameters.padding_volume if gridding.as_xmipp else parameters.padding_images
+    padded = _padded(box, padding, gridding)
+    size = padded * sampling_rate
+    if gridding.as_xmipp:
+        columns = volume.centre
+        rows, limit = 2 * columns, volume.radius**2
+    else:
+        columns = 1 + min(padded // 2, int(volume.finest * size / stretch + 1e-6))
+        rows, limit = 2 * columns - 1, float((columns - 1) ** 2)
+    return ImageGrid(
         box=box,
         sampling_rate=float(sampling_rate),
         padded=padded,
         rows=rows,
         columns=columns,
         limit=limit,
-        centre=columns,
+        scale=volume.padded * volume.sampling_rate / size,
+        gain=(sampling_rate / volume.sampling_rate) ** 2,
     )
+
+
+def _check(box, sampling_rate):
+    if box < SMALLEST_BOX or not 0 < sampling_rate < math.inf:
+        raise ParameterError(
+            f"particles: expected a box of {SMALLEST_BOX} px or more and a pixel size, "
+            f"found {box}, {sampling_rate}"
+        )
+
+
+def _padded(box, padding, gridding):
+    if gridding.as_xmipp:
+        size = int(box * padding)
+        return size + size % 2
+    return good_fft_size(math.ceil(box * padding - 1e-6))
+
+
+def _conserved(padded, finest):
+    return math.ceil(math.ceil(2 * padded * finest - 1e-6) / 2)

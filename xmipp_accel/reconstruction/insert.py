@@ -2,73 +2,110 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
-from xmipp_accel.backend import array_module, cuda_kernel
+from xmipp_accel.backend import array_module, cuda_kernel, from_host
 from xmipp_accel.kernels.cpu import insert as cpu
+from xmipp_accel.kernels.cpu import nearest as cpu_nearest
+from xmipp_accel.kernels.cpu import prepare as cpu_prepare
 
 BLOCK = 256
+BRICK = 8  # as in insert.cu
+TRILINEAR, BLOB = 0, 1
+# How a GPU inserts: "scatter" (trilinear alone) and "columns" add by atomics, "bricks" always in the same order.
+FASTEST = {TRILINEAR: "scatter", BLOB: "columns"}
+REPEATABLE = "bricks"
 
 
-def prepare_slices(transforms, ramp_y, ramp_x, optics, weights, rows, limit, ctf_mode, keep_outside):
+def prepare_slices(transforms, ramp_y, ramp_x, factors, table, rows, limit, mode, sideband, inside_only, once):
     """See :func:`xmipp_accel.kernels.reference.insert.prepare_slices`; returns float32 on the same device."""
     xp = array_module(transforms)
-    if xp is np:
-        return cpu.prepare_slices(transforms, ramp_y, ramp_x, optics, weights, rows, limit, ctf_mode, keep_outside)
     count, padded, columns = transforms.shape
     slices = xp.empty((count, rows, columns, 4), dtype=xp.float32)
-    arrays = [xp.ascontiguousarray(a) for a in (transforms, ramp_y, ramp_x, optics, weights)]
+    arrays: list[Any] = [xp.ascontiguousarray(a) for a in (transforms, ramp_y, ramp_x, factors, table)]
+    flags = mode, sideband, inside_only, once
+    if xp is np:
+        cpu_prepare.prepare_slices(arrays, limit, flags, slices)
+        return slices
+    if not table.size:
+        arrays[-1] = np.intp(0)
     sizes = (*map(np.int32, (padded, rows, columns)), np.float32(limit))
-    cuda_kernel("insert", "prepare_slices")(
-        (_blocks(rows * columns), count),
-        (BLOCK,),
-        (*arrays, slices, *sizes, np.int32(ctf_mode), np.int32(keep_outside)),
+    cuda_kernel("prepare", "prepare_slices")(
+        (_blocks(rows * columns), count), (BLOCK,), (*arrays, slices, *sizes, *map(np.int32, flags))
     )
     return slices
 
 
-def insert_trilinear(accumulator, slices, matrices, images):
-    """See :func:`xmipp_accel.kernels.reference.insert.insert_trilinear`."""
-    if array_module(accumulator) is np:
-        cpu.insert_trilinear(accumulator, slices, matrices, images)
+def insert_trilinear(sums, first, slices, matrices, curvature, images, how=FASTEST[TRILINEAR]):
+    """See :func:`xmipp_accel.kernels.reference.insert.insert_trilinear`; `how` matters on a GPU alone."""
+    if array_module(sums) is np:
+        cpu.insert_trilinear(sums, first, slices, matrices, curvature, images)
+    elif how == "scatter":
+        _launch(
+            "insert_trilinear", slices.shape[1] * slices.shape[2], sums, first, slices, matrices, curvature, images
+        )
     else:
-        samples = slices.shape[1] * slices.shape[2]
-        _launch("insert_trilinear", samples, accumulator, slices, matrices, images)
+        nothing = np.intp(0), np.int32(0), np.float32(1)
+        everywhere = np.float32(np.sqrt(3) * sums.shape[1])
+        _gather(TRILINEAR, how, sums, first, slices, matrices, curvature, images, everywhere, *nothing)
 
 
-def insert_blob(accumulator, slices, matrices, images, table, radius):
-    """See :func:`xmipp_accel.kernels.reference.insert.insert_blob`."""
-    xp = array_module(accumulator)
+def insert_blob(sums, first, slices, matrices, curvature, images, table, radius, reach, how=FASTEST[BLOB]):
+    """See :func:`xmipp_accel.kernels.reference.insert.insert_blob`; `how` matters on a GPU alone."""
+    xp = array_module(sums)
     if xp is np:
-        cpu.insert_blob(accumulator, slices, matrices, images, table, radius)
+        cpu.insert_blob(sums, first, slices, matrices, curvature, images, table, radius, reach)
     else:
-        table = xp.asarray(table, dtype=xp.float32)
-        extra = (table, np.int32(len(table)), np.float32(radius))
-        _launch("insert_blob", accumulator.shape[0] ** 2, accumulator, slices, matrices, images, *extra)
+        kernel = from_host(table, xp, xp.float32), np.int32(len(table)), np.float32(radius)
+        _gather(BLOB, how, sums, first, slices, matrices, curvature, images, np.float32(reach), *kernel)
 
 
-def insert_nearest(accumulator, slices, matrices, images):
+def insert_nearest(sums, first, slices, matrices, images, reach):
     """See :func:`xmipp_accel.kernels.reference.insert.insert_nearest`."""
-    if array_module(accumulator) is np:
-        cpu.insert_nearest(accumulator, slices, matrices, images)
+    if array_module(sums) is np:
+        cpu_nearest.insert_nearest(sums, first, slices, matrices, images, reach)
     else:
-        _launch("insert_nearest", accumulator.shape[0] ** 2, accumulator, slices, matrices, images)
+        flat = np.zeros(len(slices), np.float32)
+        _launch(
+            "insert_nearest", sums.shape[1] ** 2, sums, first, slices, matrices, flat, images, np.float32(reach)
+        )
 
 
-def _launch(name, threads, accumulator, slices, matrices, images, *extra):
-    """Run a CUDA kernel with one thread for each sample or voxel column, and one grid row for each image."""
-    xp = array_module(accumulator)
-    if len(images) == 0:
-        return
-    matrices = xp.ascontiguousarray(xp.asarray(matrices, dtype=xp.float32))
-    images = xp.asarray(images, dtype=xp.int32)
-    sizes = map(np.int32, (slices.shape[1], slices.shape[2], matrices.shape[1]))
-    cuda_kernel("insert", name)(
-        (_blocks(threads), len(images)),
-        (BLOCK,),
-        (accumulator, np.int32(accumulator.shape[0] // 2), slices, matrices, images, *sizes, *extra),
-    )
+def _gather(kernel, how, sums, first, slices, matrices, curvature, images, *extra):
+    arguments = sums, first, slices, matrices, curvature, images
+    if how == "bricks":
+        _launch_bricks(f"insert_bricks<{kernel}>", *arguments, *extra)
+    else:
+        _launch(f"insert_columns<{kernel}>", sums.shape[1] ** 2, *arguments, *extra)
+
+
+def _launch(name, threads, sums, first, slices, matrices, curvature, images, *extra):
+    """Run a kernel with one thread for each sample or voxel column, and one grid row for each image."""
+    if len(images):
+        arrays, sizes = _arguments(sums, first, slices, matrices, curvature, images)
+        kernel = cuda_kernel("insert", name)
+        kernel((_blocks(threads), len(images)), (BLOCK,), (*arrays, *sizes, *extra))
+
+
+def _launch_bricks(name, sums, first, slices, matrices, curvature, images, *extra):
+    """Run a kernel with one block for each brick of voxels."""
+    if len(images):
+        arrays, sizes = _arguments(sums, first, slices, matrices, curvature, images)
+        planes, rows, columns, _ = sums.shape
+        bricks = tuple(-(-size // BRICK) for size in (columns, rows, planes))
+        kernel = cuda_kernel("insert", name)
+        kernel(bricks, (BRICK**3,), (*arrays, np.int32(len(images)), *sizes, *extra))
+
+
+def _arguments(sums, first, slices, matrices, curvature, images):
+    xp = array_module(sums)
+    matrices, curvature = (from_host(a, xp, xp.float32) for a in (matrices, curvature))
+    volume = sums, *map(np.int32, (sums.shape[1] // 2, first, sums.shape[0]))
+    sizes = tuple(map(np.int32, (slices.shape[1], slices.shape[2], matrices.shape[1])))
+    return (*volume, slices, matrices, curvature, from_host(images, xp, xp.int32)), sizes
 
 
 def _blocks(threads):
-    return (threads + BLOCK - 1) // BLOCK
+    return -(-threads // BLOCK)

@@ -1,4 +1,4 @@
-"""The CTF of each particle, as five numbers that a kernel needs."""
+"""The CTF of each particle, as the few numbers that a kernel needs."""
 
 from __future__ import annotations
 
@@ -6,9 +6,8 @@ import dataclasses
 
 import numpy as np
 
+from xmipp_accel.errors import ParameterError
 from xmipp_accel.numerics.ctf import ANGSTROM_PER_MILLIMETRE, electron_wavelength
-
-CTF_MODES = {"none": 0, "weight": 1, "phase_flipped": 2}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,11 +27,18 @@ class ParticleOptics:
         """The optical columns of `particles`."""
         return cls(**{field.name: getattr(particles, field.name) for field in dataclasses.fields(cls)})
 
-    def phase_coefficients(self, count: int, step: float) -> np.ndarray:
+    def take(self, rows) -> ParticleOptics:
+        """Those of the particles at `rows`."""
+        values = {field.name: np.asarray(getattr(self, field.name)) for field in dataclasses.fields(self)}
+        return ParticleOptics(**{name: value[rows] if value.ndim else value for name, value in values.items()})
+
+    def phase_coefficients(self, count: int, step: float, magnification=None) -> np.ndarray:
         """Coefficients of the CTF's phase in whole samples of a transform.
 
-        The astigmatic term ``cos 2 (phi - angle) k^2`` of :mod:`xmipp_accel.numerics.ctf` is written without
-        angles, as ``(kx^2 - ky^2) cos 2 angle + 2 kx ky sin 2 angle``.
+        With the frequency ``M k`` of the specimen at the sample ``k``, defocus with its astigmatism remains a
+        quadratic form of ``k``, and the spherical term is the square of another one, ``|M k|^2``. Written as
+        ``q(f; k) = f0 (kx^2 + ky^2) + f1 (kx^2 - ky^2) + f2 2 kx ky``, the phase is
+        ``q(d; k) - q(s; k)^2 + offset``.
 
         Parameters
         ----------
@@ -40,20 +46,43 @@ class ParticleOptics:
             Number of particles.
         step : float
             1/A between samples.
+        magnification : (2, 2) array_like, optional
+            ``M``, as in :mod:`xmipp_accel.numerics.aberrations`; None means the identity.
 
         Returns
         -------
-        (count, 5) float32 array
-            As :func:`xmipp_accel.kernels.reference.insert.prepare_slices` takes it.
+        (count, 7) float32 array
+            d0, d1, d2, s0, s1, s2, offset.
+
+        Raises
+        ------
+        ParameterError
+            A spherical aberration is negative, whose term is no square.
         """
+        defocus, spherical, offset = self._terms(count, step)
+        if (spherical < 0).any():
+            raise ParameterError(f"cs: expected a spherical aberration of 0 or more, found {np.min(self.cs):g} mm")
+        m = np.eye(2) if magnification is None else np.asarray(magnification, dtype=np.float64)
+        mean, difference, cross = defocus
+        square = np.stack([mean + difference, cross, cross, mean - difference], axis=1).reshape(count, 2, 2)
+        radius = np.sqrt(spherical) * _form(m.T @ m)[:, None]
+        return np.stack([*_form(m.T @ square @ m), *radius, offset], axis=1).astype(np.float32)
+
+    def _terms(self, count, step):
+        """Defocus form (3, count), spherical factor and offset (count,), float64, for whole samples."""
         values = [
             np.broadcast_to(np.asarray(getattr(self, f.name), float), count) for f in dataclasses.fields(self)
         ]
         defocus_u, defocus_v, angle, phase_shift, voltage, cs, amplitude = values
         wavelength = electron_wavelength(voltage)
-        defocus = np.pi * wavelength * step**2 * 0.5 * np.stack([defocus_u + defocus_v, defocus_u - defocus_v])
+        mean, deviation = 0.5 * (defocus_u + defocus_v), 0.5 * (defocus_u - defocus_v)
         double = 2 * np.deg2rad(angle)
+        form = np.stack([mean, deviation * np.cos(double), deviation * np.sin(double)])
         spherical = 0.5 * np.pi * ANGSTROM_PER_MILLIMETRE * cs * wavelength**3 * step**4
-        offset = np.deg2rad(phase_shift) + np.arcsin(amplitude)
-        columns = [defocus[0], defocus[1] * np.cos(double), defocus[1] * np.sin(double), spherical, offset]
-        return np.stack(columns, axis=1).astype(np.float32)
+        return np.pi * wavelength * step**2 * form, spherical, np.deg2rad(phase_shift) + np.arcsin(amplitude)
+
+
+def _form(square) -> np.ndarray:
+    """Coefficients (3, ...) of ``k^T S k`` in kx^2 + ky^2, kx^2 - ky^2 and 2 kx ky for symmetric S (..., 2, 2)."""
+    xx, yy = square[..., 0, 0], square[..., 1, 1]
+    return np.stack([0.5 * (xx + yy), 0.5 * (xx - yy), square[..., 0, 1]])

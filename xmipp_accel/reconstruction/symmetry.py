@@ -11,6 +11,8 @@ import numpy as np
 
 from xmipp_accel.backend import array_module
 
+_PARTS = ((0, 1), (1, -1), (2, 1))  # of a record, and what they are multiplied by at the opposite frequency
+
 
 def factorise(matrices) -> tuple[np.ndarray, np.ndarray]:
     """Split a group into grid-preserving operators and coset representatives.
@@ -43,11 +45,8 @@ def factorise(matrices) -> tuple[np.ndarray, np.ndarray]:
 
 def complete_plane(accumulator):
     """Join the two parts of every pair of opposite samples in the plane ``kx = 0``, in place."""
-    plane = accumulator[:, :, 0].copy()
-    mate = plane[::-1, ::-1]
-    accumulator[:, :, 0, 0] += mate[..., 0]
-    accumulator[:, :, 0, 1] -= mate[..., 1]
-    accumulator[:, :, 0, 2] += mate[..., 2]
+    for part, sign in _PARTS:
+        _complete(accumulator[..., part], sign)
 
 
 def apply_permutations(accumulator, permutations):
@@ -66,15 +65,31 @@ def apply_permutations(accumulator, permutations):
     """
     if len(permutations) == 1:
         return accumulator
-    xp = array_module(accumulator)
-    centre = accumulator.shape[2] - 1
-    total = xp.zeros_like(accumulator)
-    for part, sign in ((0, 1), (1, -1), (2, 1)):
-        half = accumulator[..., part]
-        full = xp.concatenate([sign * half[::-1, ::-1, :0:-1], half], axis=2)
-        for permutation in permutations:
-            total[..., part] += _moved(full, permutation)[:, :, centre:]
+    total = array_module(accumulator).zeros_like(accumulator)
+    for part, sign in _PARTS:
+        _permute(accumulator[..., part], sign, permutations, total[..., part])
     return total
+
+
+def join_weights(weights, permutations):
+    """As :func:`complete_plane` and :func:`apply_permutations`, for weights (2 c + 1, 2 c + 1, c + 1) alone."""
+    _complete(weights, 1)
+    if len(permutations) == 1:
+        return weights
+    total = array_module(weights).zeros_like(weights)
+    _permute(weights, 1, permutations, total)
+    return total
+
+
+def _complete(half, sign):
+    half[:, :, 0] += sign * half[::-1, ::-1, 0]
+
+
+def _permute(half, sign, permutations, total):
+    """Add to `total` what the operators make of a half grid whose other side is `sign` times its mirror image."""
+    full = array_module(half).concatenate([sign * half[::-1, ::-1, :0:-1], half], axis=2)
+    for permutation in permutations:
+        total += _moved(full, permutation)[:, :, half.shape[2] - 1 :]
 
 
 def _moved(full, permutation):

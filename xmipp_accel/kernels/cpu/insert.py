@@ -1,80 +1,100 @@
 """Insertion of projections into a Fourier volume on the CPU.
 
-Layouts are those of :mod:`xmipp_accel.kernels.reference.insert`. Each thread owns planes of the volume and adds
-only to those, in the order of the images: there are no races, and the number of threads changes nothing.
+Layouts are those of :mod:`xmipp_accel.kernels.reference.insert`. Each thread owns tiles of the volume, as large in
+z and y as a core's cache, and adds only to those, in the order of the images: there are no races, the number of
+threads changes nothing, and a tile is fetched from memory once for all images of a call.
 """
 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numba
 import numpy as np
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
 
-SLAB = 6  # planes; fewer repeat more samples at the borders, more balance worse between threads
-
-
-def prepare_slices(transforms, ramp_y, ramp_x, optics, weights, rows, limit, ctf_mode, keep_outside):
-    """As the reference; returns float32."""
-    slices = np.empty((len(transforms), rows, transforms.shape[2], 4), np.float32)
-    _prepare(transforms, ramp_y, ramp_x, optics, weights, float(limit), ctf_mode, keep_outside, slices)
-    return slices
+TILE_BYTES = 400_000  # of a core's second-level cache, which the records go through as well
+_FAR = 1e9
 
 
-@numba.njit(parallel=True, cache=True, fastmath=True)
-def _prepare(transforms, ramp_y, ramp_x, optics, weights, limit, ctf_mode, keep_outside, slices):
-    n, rows, columns, _ = slices.shape
-    padded = transforms.shape[1]
-    for task in numba.prange(n * rows):
-        image, row = task // rows, task % rows
-        ky = row - rows // 2
-        source = ky % padded
-        o0, o1, o2 = optics[image, 0], optics[image, 1], optics[image, 2]
-        o3, o4 = optics[image, 3], optics[image, 4]
-        for kx in range(columns):
-            k2 = np.float32(kx * kx + ky * ky)
-            inside = k2 <= limit
-            factor = np.float32(1.0)
-            if not keep_outside:
-                if not inside or (kx == 0 and ky < 0):
-                    factor = np.float32(0.0)
-                elif k2 == 0:
-                    factor = np.float32(0.5)
-            if factor == 0:
-                slices[image, row, kx] = 0
-                continue
-            ctf = np.float32(1.0)
-            if ctf_mode > 0:
-                phase = o0 * k2 + o1 * (kx * kx - ky * ky) + o2 * (2 * kx * ky) - o3 * k2 * k2 + o4
-                ctf = np.float32(math.sin(phase))
-                if ctf_mode == 2:
-                    ctf = abs(ctf)
-            weight = ctf * weights[image] * factor
-            value = transforms[image, source, kx] * ramp_y[image, row] * ramp_x[image, kx]
-            shown = weight if inside else np.float32(0.0)
-            slices[image, row, kx, 0] = value.real * shown
-            slices[image, row, kx, 1] = value.imag * shown
-            slices[image, row, kx, 2] = weight * ctf
-            slices[image, row, kx, 3] = 0
+def _add_record(typing_context, flat, index, factor, re, im, weight):
+    """``flat[index : index + 3] += factor * (re, im, weight)`` as one addition of four lanes.
+
+    LLVM does not find these by itself, and adds one by one at three times the cost.
+    """
+
+    def build(context, builder, signature, arguments):
+        flat, index, factor, *values = arguments
+        array = context.make_array(signature.args[0])(context, builder, flat)
+        lanes = ir.VectorType(ir.FloatType(), 4)
+        pointer = builder.bitcast(builder.gep(array.data, [index]), lanes.as_pointer())
+        record = ir.Constant(lanes, [0.0] * 4)
+        for lane, value in enumerate(values):
+            product = builder.fmul(value, factor)
+            record = builder.insert_element(record, product, ir.Constant(ir.IntType(32), lane))
+        builder.store(builder.fadd(record, builder.load(pointer, align=4)), pointer, align=4)
+        return context.get_dummy_value()
+
+    return types.void(flat, index, factor, re, im, weight), build
 
 
-def insert_trilinear(accumulator, slices, matrices, images):
-    """As the reference, in place on a float32 accumulator."""
-    _insert_trilinear(accumulator, slices, matrices, images, SLAB, numba.get_num_threads())
+add_record: Any = intrinsic(_add_record)
 
 
-def insert_blob(accumulator, slices, matrices, images, table, radius):
-    """As the reference, in place on a float32 accumulator."""
-    _insert_blob(accumulator, slices, matrices, images, table, float(radius), SLAB, numba.get_num_threads())
+def insert_trilinear(sums, first, slices, matrices, curvature, images):
+    """As the reference, in place on float32 sums."""
+    _insert_trilinear(sums, first, slices, matrices, curvature, images, _tile(sums), numba.get_num_threads())
 
 
-def insert_nearest(accumulator, slices, matrices, images):
-    """As the reference, in place on a float32 accumulator."""
-    _insert_nearest(accumulator, slices, matrices, images, numba.get_num_threads())
+def insert_blob(sums, first, slices, matrices, curvature, images, table, radius, reach):
+    """As the reference, in place on float32 sums."""
+    kernel = table, float(radius), float(reach)
+    threads = numba.get_num_threads()
+    _insert_blob(sums, first, slices, matrices, curvature, images, *kernel, _tile(sums), threads)
+
+
+def _tile(sums):
+    """Edge in voxels of the tiles in z and y."""
+    return max(4, math.isqrt(TILE_BYTES // (16 * sums.shape[2])))
+
+
+@numba.njit(parallel=True, cache=True)
+def _insert_trilinear(sums, first, slices, matrices, curvature, images, edge, threads):
+    tiles_z, tiles_y = -(-sums.shape[0] // edge), -(-sums.shape[1] // edge)
+    for thread in numba.prange(threads):
+        # Interleaved, because central tiles get more samples.
+        for number in range(thread, tiles_z * tiles_y, threads):
+            tile = _bounds(sums, first, number // tiles_y, number % tiles_y, edge)
+            for image in images:
+                for op in range(matrices.shape[1]):
+                    for sign in (1.0, -1.0):
+                        axes, curve = _signed(matrices[image, op], sign), sign * float(curvature[image])
+                        _trilinear_tile(sums, first, slices[image], axes, curve, sign, tile)
 
 
 @numba.njit(cache=True)
-def _interval(slope, offset, low, high, first, last):
+def _bounds(sums, first, tile_z, tile_y, edge):
+    """(z0, z1, y0, y1) of a tile relative to the volume's origin, the ends excluded."""
+    centre = sums.shape[1] // 2
+    z0, y0 = tile_z * edge, tile_y * edge
+    z1, y1 = min(z0 + edge, sums.shape[0]), min(y0 + edge, sums.shape[1])
+    return z0 + first - centre, z1 + first - centre, y0 - centre, y1 - centre
+
+
+@numba.njit(cache=True)
+def _signed(matrix, sign):
+    return (
+        (sign * matrix[0, 0], sign * matrix[0, 1], sign * matrix[0, 2]),
+        (sign * matrix[1, 0], sign * matrix[1, 1], sign * matrix[1, 2]),
+        (matrix[2, 0], matrix[2, 1], matrix[2, 2]),
+    )
+
+
+@numba.njit(cache=True)
+def line_range(slope, offset, low, high, first, last):
     """Integers k of [first, last] that may satisfy low <= slope k + offset <= high; one too many is possible."""
     if abs(slope) < 1e-7:
         if offset < low - 1e-3 or offset > high + 1e-3:
@@ -88,175 +108,145 @@ def _interval(slope, offset, low, high, first, last):
     return max(first, math.floor(a - 1e-6)), min(last, math.ceil(b + 1e-6))
 
 
-@numba.njit(parallel=True, cache=True)
-def _insert_trilinear(accumulator, slices, matrices, images, slab, threads):
-    planes = accumulator.shape[0]
-    slabs = (planes + slab - 1) // slab
-    for thread in numba.prange(threads):
-        # Interleaved, because central planes get more samples.
-        for number in range(thread, slabs, threads):
-            first = number * slab
-            last = min(first + slab, planes)
-            for image in images:
-                for operator in range(matrices.shape[1]):
-                    _trilinear_slab(accumulator, slices[image], matrices[image, operator], first, last)
+@numba.njit(cache=True)
+def _rows_of(axes, curved, low_z, high_z, low_y, high_y, rows):
+    """Range of ky whose samples can lie between these bounds in z and y: the inverse of ``(y, z)`` as a map."""
+    a, b, _ = axes
+    first, last = -(rows // 2), rows - 1 - rows // 2
+    determinant = a[1] * b[2] - a[2] * b[1]
+    size = (a[0] ** 2 + a[1] ** 2 + a[2] ** 2) * (b[0] ** 2 + b[1] ** 2 + b[2] ** 2)
+    if curved or determinant**2 < 1e-6 * size:
+        return first, last
+    p, q = a[1] / determinant, -a[2] / determinant
+    low = min(p * low_z, p * high_z) + min(q * low_y, q * high_y)
+    high = max(p * low_z, p * high_z) + max(q * low_y, q * high_y)
+    return max(first, math.floor(max(low, -_FAR)) - 1), min(last, math.ceil(min(high, _FAR)) + 1)
 
 
 @numba.njit(cache=True)
-def _trilinear_slab(accumulator, records, matrix, first, last):
-    centre = accumulator.shape[0] // 2
+def _line(axes, curve, ky, columns, low_x, bounds):
+    """Range of kx of a row whose samples can lie within `bounds` (z, z, y, y) and at x of `low_x` or more."""
+    a, b, n = axes
+    # The curvature moves a sample by no more than that of the farthest one.
+    bend = curve * float(columns * columns + ky * ky)
+    start, stop = 0, columns - 1
+    for axis, low, high in ((0, low_x, _FAR), (1, bounds[2], bounds[3]), (2, bounds[0], bounds[1])):
+        moved = bend * n[axis]
+        start, stop = line_range(a[axis], b[axis] * ky, low - max(moved, 0.0), high - min(moved, 0.0), start, stop)
+    return start, stop
+
+
+@numba.njit(cache=True)
+def _trilinear_tile(sums, first, records, axes, curve, sign, tile):
+    z0, z1, y0, y1 = tile
     rows, columns, _ = records.shape
-    for row in range(rows):
-        ky = row - rows // 2
-        for sign in (1.0, -1.0):
-            sx, sy, sz = sign * matrix[0, 0], sign * matrix[0, 1], sign * matrix[0, 2]
-            ox, oy, oz = sign * matrix[1, 0] * ky, sign * matrix[1, 1] * ky, sign * matrix[1, 2] * ky
-            start, stop = _interval(sx, ox, 0.0, 1e9, 0, columns - 1)
-            start, stop = _interval(sz, oz, first - centre - 1.0, float(last - centre), start, stop)
-            for kx in range(start, stop + 1):
-                weight = records[row, kx, 2]
-                x = sx * kx + ox
-                # The two signs share no sample: exactly one of them sees x > 0, and x = 0 belongs to the first.
-                if weight == 0 or x < 0 or (x == 0 and sign < 0):
-                    continue
-                z = sz * kx + oz + centre
-                iz = math.floor(z)
-                if iz < first - 1 or iz >= last:
-                    continue
-                _add_corners(accumulator, records, row, kx, sign, x, sy * kx + oy + centre, z, first, last)
+    bounds = z0 - 1.0, float(z1), y0 - 1.0, float(y1)
+    ky0, ky1 = _rows_of(axes, curve != 0, bounds[0], bounds[1], bounds[2], bounds[3], rows)
+    for ky in range(ky0, ky1 + 1):
+        start, stop = _line(axes, curve, ky, columns, 0.0, bounds)
+        _trilinear_line(sums, first, records, axes, curve, sign, tile, ky, start, stop)
 
 
-@numba.njit(cache=True, inline="always")
-def _add_corners(accumulator, records, row, kx, sign, x, y, z, first, last):
-    ix, iy, iz = int(x), math.floor(y), math.floor(z)
-    fx, fy, fz = np.float32(x - ix), np.float32(y - iy), np.float32(z - iz)
-    one = np.float32(1.0)
-    re, im, weight = records[row, kx, 0], np.float32(sign) * records[row, kx, 1], records[row, kx, 2]
-    for dz in range(2):
-        if iz + dz < first or iz + dz >= last:
+@numba.njit(cache=True, error_model="numpy")
+def _trilinear_line(sums, first, records, axes, curve, sign, tile, ky, start, stop):
+    z0, z1, y0, y1 = tile
+    a, b, n = axes
+    row = ky + records.shape[0] // 2
+    centre = sums.shape[1] // 2
+    step_y, one = 4 * sums.shape[2], np.float32(1.0)
+    step_z = step_y * sums.shape[1]
+    flat = sums.reshape(-1)
+    for kx in range(start, stop + 1):
+        bend = curve * (kx * kx + ky * ky)
+        x, y, z = a[0] * kx + b[0] * ky + bend * n[0], a[1] * kx + b[1] * ky + bend * n[1], 0.0
+        weight = records[row, kx, 2]
+        # The two signs share no sample: exactly one of them sees x > 0, and x = 0 belongs to the first.
+        if weight == 0 or x < 0 or (x == 0 and sign < 0):
             continue
-        wz = fz if dz else one - fz
-        for dy in range(2):
-            wy = wz * (fy if dy else one - fy)
-            for dx in range(2):
-                part = wy * (fx if dx else one - fx)
-                voxel = accumulator[iz + dz, iy + dy, ix + dx]
-                voxel[0] += part * re
-                voxel[1] += part * im
-                voxel[2] += part * weight
+        z = a[2] * kx + b[2] * ky + bend * n[2]
+        ix, iy, iz = int(x), math.floor(y), math.floor(z)
+        if iz < z0 - 1 or iz >= z1 or iy < y0 - 1 or iy >= y1:
+            continue
+        fx, fy, fz = np.float32(x - ix), np.float32(y - iy), np.float32(z - iz)
+        re, im = records[row, kx, 0], np.float32(sign) * records[row, kx, 1]
+        place = (iz + centre - first) * step_z + (iy + centre) * step_y + 4 * ix
+        for dz in range(2):
+            if iz + dz < z0 or iz + dz >= z1:
+                continue
+            for dy in range(2):
+                if iy + dy < y0 or iy + dy >= y1:
+                    continue
+                part = (fz if dz else one - fz) * (fy if dy else one - fy)
+                target = place + dz * step_z + dy * step_y
+                add_record(flat, target, part * (one - fx), re, im, weight)
+                add_record(flat, target + 4, part * fx, re, im, weight)
 
 
 @numba.njit(parallel=True, cache=True)
-def _insert_blob(accumulator, slices, matrices, images, table, radius, slab, threads):
-    planes = accumulator.shape[0]
-    slabs = (planes + slab - 1) // slab
+def _insert_blob(sums, first, slices, matrices, curvature, images, table, radius, reach, edge, threads):
+    tiles_z, tiles_y = -(-sums.shape[0] // edge), -(-sums.shape[1] // edge)
     for thread in numba.prange(threads):
-        for number in range(thread, slabs, threads):
-            first = number * slab
-            last = min(first + slab, planes)
+        for number in range(thread, tiles_z * tiles_y, threads):
+            tile = _bounds(sums, first, number // tiles_y, number % tiles_y, edge)
             for image in images:
-                for operator in range(matrices.shape[1]):
-                    _blob_slab(accumulator, slices[image], matrices[image, operator], table, radius, first, last)
+                for op in range(matrices.shape[1]):
+                    for sign in (1.0, -1.0):
+                        axes = _signed(matrices[image, op], sign)
+                        curve = sign * float(curvature[image])
+                        kernel = table, radius, reach
+                        _blob_tile(sums, first, slices[image], axes, curve, sign, tile, kernel)
 
 
 @numba.njit(cache=True)
-def _blob_slab(accumulator, records, matrix, table, radius, first, last):
-    centre = accumulator.shape[0] // 2
+def _blob_tile(sums, first, records, axes, curve, sign, tile, kernel):
+    z0, z1, y0, y1 = tile
+    radius = kernel[1]
     rows, columns, _ = records.shape
-    for row in range(rows):
-        ky = row - rows // 2
-        for sign in (1.0, -1.0):
-            sx, sy, sz = sign * matrix[0, 0], sign * matrix[0, 1], sign * matrix[0, 2]
-            ox, oy, oz = sign * matrix[1, 0] * ky, sign * matrix[1, 1] * ky, sign * matrix[1, 2] * ky
-            start, stop = _interval(sx, ox, -radius, 1e9, 0, columns - 1)
-            start, stop = _interval(sz, oz, first - centre - radius, last - 1 - centre + radius, start, stop)
-            for kx in range(start, stop + 1):
-                position = (sx * kx + ox, sy * kx + oy, sz * kx + oz)
-                _add_ball(accumulator, records[row, kx], position, sign, table, radius, columns, first, last)
+    bounds = z0 - radius, z1 - 1 + radius, y0 - radius, y1 - 1 + radius
+    ky0, ky1 = _rows_of(axes, curve != 0, bounds[0], bounds[1], bounds[2], bounds[3], rows)
+    a, b, n = axes
+    for ky in range(ky0, ky1 + 1):
+        start, stop = _line(axes, curve, ky, columns, -radius, bounds)
+        for kx in range(start, stop + 1):
+            record = records[ky + rows // 2, kx]
+            if record[2] == 0:
+                continue
+            bend = curve * (kx * kx + ky * ky)
+            x = a[0] * kx + b[0] * ky + bend * n[0]
+            y = a[1] * kx + b[1] * ky + bend * n[1]
+            z = a[2] * kx + b[2] * ky + bend * n[2]
+            _add_ball(sums, first, record, (x, y, z), sign, tile, kernel)
 
 
 @numba.njit(cache=True)
-def _add_ball(accumulator, record, position, sign, table, radius, columns, first, last):
-    centre = accumulator.shape[0] // 2
+def _add_ball(sums, first, record, position, sign, tile, kernel):
+    table, radius, reach = kernel
+    z0, z1, y0, y1 = tile
+    centre = sums.shape[1] // 2
     x, y, z = position
-    radius2, reach2 = radius * radius, (columns + radius) ** 2
+    radius2, reach2 = radius * radius, reach * reach
     scale = (len(table) - 1) / radius2
+    step_y = 4 * sums.shape[2]
+    step_z = step_y * sums.shape[1]
+    flat = sums.reshape(-1)
     re, im, weight = record[0], np.float32(sign) * record[1], record[2]
     # The plane kx = 0 takes the sample itself but not its mate: its two halves are joined later.
-    x0, x1 = _support(x, radius, 0 if sign > 0 else 1, centre)
-    y0, y1 = _support(y, radius, -centre, centre)
-    z0, z1 = _support(z, radius, first - centre, last - 1 - centre)
-    for iz in range(z0, z1 + 1):
-        dz = (iz - z) ** 2
-        for iy in range(y0, y1 + 1):
-            dy = dz + (iy - y) ** 2
-            if dy > radius2:
+    first_x, last_x = _support(x, radius, 0 if sign > 0 else 1, sums.shape[2] - 1)
+    first_y, last_y = _support(y, radius, y0, y1 - 1)
+    first_z, last_z = _support(z, radius, z0, z1 - 1)
+    for iz in range(first_z, last_z + 1):
+        for iy in range(first_y, last_y + 1):
+            across = (iz - z) ** 2 + (iy - y) ** 2
+            if across > radius2:
                 continue
-            for ix in range(x0, x1 + 1):
-                squares = dy + (ix - x) ** 2
+            place = (iz + centre - first) * step_z + (iy + centre) * step_y
+            for ix in range(first_x, last_x + 1):
+                squares = across + (ix - x) ** 2
                 if squares <= radius2 and ix * ix + iy * iy + iz * iz <= reach2:
-                    kernel = table[int(squares * scale + 0.5)]
-                    voxel = accumulator[iz + centre, iy + centre, ix]
-                    voxel[0] += kernel * re
-                    voxel[1] += kernel * im
-                    voxel[2] += kernel * weight
+                    part = table[int(squares * scale + 0.5)]
+                    add_record(flat, place + 4 * ix, part, re, im, weight)
 
 
 @numba.njit(cache=True)
 def _support(position, radius, low, high):
     return max(math.ceil(position - radius), low), min(math.floor(position + radius), high)
-
-
-@numba.njit(parallel=True, cache=True)
-def _insert_nearest(accumulator, slices, matrices, images, threads):
-    planes = accumulator.shape[0]
-    for thread in numba.prange(threads):
-        for plane in range(thread, planes, threads):
-            for image in images:
-                for operator in range(matrices.shape[1]):
-                    _nearest_plane(accumulator, slices[image], matrices[image, operator], plane)
-
-
-@numba.njit(cache=True)
-def _nearest_plane(accumulator, records, matrix, plane):
-    centre = accumulator.shape[0] // 2
-    normal = matrix[2]
-    axis = 0
-    for a in range(1, 3):
-        if abs(normal[a]) > abs(normal[axis]):
-            axis = a
-    for sign in (1, -1):
-        z = sign * (plane - centre)
-        for i in range(-centre, centre + 1):
-            if axis == 0:  # columns along x: i walks y
-                x = math.floor(-(normal[1] * i + normal[2] * z) / normal[0] + 0.5)
-                _add_nearest(accumulator, records, matrix, sign, x, i, z)
-            elif axis == 1:  # columns along y: i walks x
-                y = math.floor(-(normal[0] * i + normal[2] * z) / normal[1] + 0.5)
-                _add_nearest(accumulator, records, matrix, sign, i, y, z)
-            else:  # columns along z: i walks y, and x only where the plane passes here
-                slope, offset = -normal[0] / normal[2], -normal[1] * i / normal[2] + 0.5
-                start, stop = _interval(slope, offset, float(z), z + 1.0, -centre, centre)
-                for x in range(start, stop + 1):
-                    if math.floor(slope * x + offset) == z:
-                        _add_nearest(accumulator, records, matrix, sign, x, i, z)
-
-
-@numba.njit(cache=True, inline="always")
-def _add_nearest(accumulator, records, matrix, sign, x, y, z):
-    """Add to voxel (x, y, z), if that side of the volume is the one this sign is for."""
-    centre = accumulator.shape[0] // 2
-    rows, columns, _ = records.shape
-    kept = x >= 0 if sign > 0 else x < 0
-    if not kept or abs(x) > centre or abs(y) > centre or x * x + y * y + z * z > columns * columns:
-        return
-    u = matrix[0, 0] * x + matrix[0, 1] * y + matrix[0, 2] * z
-    if u < 0:
-        return
-    v = matrix[1, 0] * x + matrix[1, 1] * y + matrix[1, 2] * z
-    kx = min(max(math.floor(u + 0.5), 0), columns - 1)
-    row = min(max(math.floor(v + 0.5) + rows // 2, 0), rows - 1)
-    voxel = accumulator[sign * z + centre, sign * y + centre, sign * x]
-    voxel[0] += records[row, kx, 0]
-    voxel[1] += np.float32(sign) * records[row, kx, 1]
-    voxel[2] += records[row, kx, 2]

@@ -1,0 +1,63 @@
+// Records of images for the insertion into a Fourier volume; layouts as in kernels/reference/insert.py.
+
+#define FACTORS 10
+
+__device__ float2 multiply(float2 a, float2 b) { return make_float2(a.x * b.x - a.y * b.y, a.x * b.y + a.y * b.x); }
+
+// What the transform is multiplied with, and in z the weight that belongs to it.
+__device__ float3 transfer(float phase, float separation, int mode, int sideband) {
+  float sine, cosine;
+  sincosf(phase, &sine, &cosine);
+  const float square = sine * sine;
+  if (sideband) {
+    const float half = mode == 2 && sine < 0.0f ? -0.5f : 0.5f;
+    const float angle = 3.14159265f * separation;
+    const float overlap = angle < 1e-4f ? 1.0f : fmaxf(0.0f, sinf(angle) / angle);
+    return make_float3(half * sine, half * sideband * cosine, 0.25f * (1.0f - overlap) + 0.5f * overlap * square);
+  }
+  if (mode == 2) sine = fabsf(sine);
+  return make_float3(mode == 3 ? 1.0f : sine, 0.0f, square);
+}
+
+__global__ void prepare_slices(const float2* __restrict__ transforms, const float2* __restrict__ ramp_y,
+                               const float2* __restrict__ ramp_x, const float* __restrict__ factors,
+                               const float* __restrict__ table, float4* __restrict__ slices, int padded, int rows,
+                               int columns, float limit, int mode, int sideband, int inside_only, int once) {
+  const int image = blockIdx.y;
+  const int sample = blockIdx.x * blockDim.x + threadIdx.x;
+  if (sample >= rows * columns) return;
+  const int row = sample / columns, kx = sample % columns, ky = row - rows / 2;
+  float4* target = slices + (size_t)image * rows * columns + sample;
+  const float k2 = (float)(kx * kx + ky * ky);
+  const bool inside = k2 <= limit;
+  const float* f = factors + FACTORS * image;
+  float weight = f[7];
+  if (weight == 0.0f || (inside_only && !inside) || (once && kx == 0 && ky < 0)) {
+    *target = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+    return;
+  }
+  if (f[8] != 0.0f) weight *= expf(-f[8] * k2);
+  if (once && k2 == 0.0f) weight *= 0.5f;
+  float2 value = transforms[((size_t)image * padded + (ky < 0 ? ky + padded : ky)) * columns + kx];
+  value = multiply(value, multiply(ramp_y[image * rows + row], ramp_x[image * columns + kx]));
+  float extra = 0.0f;
+  if (table) {
+    const float* entry = table + 3 * (size_t)sample;
+    extra = entry[0];
+    float sine, cosine;
+    sincosf(entry[1], &sine, &cosine);
+    value = multiply(value, make_float2(cosine, -sine));
+    weight *= entry[2];
+  }
+  float3 ctf = make_float3(1.0f, 0.0f, 1.0f);
+  if (mode) {
+    const float astigmatic = (float)(kx * kx - ky * ky), oblique = (float)(2 * kx * ky);
+    const float stretched = f[3] * k2 + f[4] * astigmatic + f[5] * oblique;
+    const float phase =
+        f[0] * k2 + f[1] * astigmatic + f[2] * oblique - stretched * stretched + f[6] + extra;
+    ctf = transfer(phase, f[9] * k2, mode, sideband);
+  }
+  value = multiply(value, make_float2(ctf.x, ctf.y));
+  const float shown = inside ? weight : 0.0f;
+  *target = make_float4(value.x * shown, value.y * shown, weight * ctf.z, 0.0f);
+}

@@ -1,0 +1,85 @@
+"""How the samples of images become voxels of a Fourier volume."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+
+import numpy as np
+
+from xmipp_accel.reconstruction import insert
+from xmipp_accel.reconstruction.blob import blob_apodisation, blob_table
+
+
+@dataclasses.dataclass(frozen=True)
+class Gridding:
+    """A way of gridding.
+
+    Attributes
+    ----------
+    kernel : {"trilinear", "blob", "nearest"}
+    as_xmipp : bool
+        With the peculiarities of Xmipp's programs: shifts by splines, samples of ``kx = 0`` that count twice,
+        weights of samples that are not there, and a second correction of the map's apodisation.
+    radius, alpha : float
+    order : int
+        Of the blob.
+    how : str
+        The insertion on a GPU, see :mod:`xmipp_accel.reconstruction.insert`; empty for the fastest.
+    """
+
+    kernel: str
+    as_xmipp: bool
+    radius: float
+    order: int
+    alpha: float
+    how: str
+
+    @property
+    def reach(self) -> float:
+        """How far beyond the last sample the volume is filled, voxels."""
+        return {"trilinear": 1.0, "blob": self.radius, "nearest": 0.0}[self.kernel]
+
+    @property
+    def spreads_at_the_end(self) -> bool:
+        """Whether the sums are convolved with the blob once, as ``--fast`` does."""
+        return self.as_xmipp and self.kernel == "nearest"
+
+    @functools.cached_property
+    def _table(self):
+        return blob_table(self.radius, self.order, self.alpha)
+
+    def insert(self, sums, first, slices, matrices, curvature, images, reach):
+        """Add slices to sums; see :mod:`xmipp_accel.kernels.reference.insert`."""
+        volume = sums, first, slices, matrices
+        how = {"how": self.how} if self.how else {}
+        if self.kernel == "trilinear":
+            insert.insert_trilinear(*volume, curvature, images, **how)
+        elif self.kernel == "blob":
+            insert.insert_blob(*volume, curvature, images, self._table, self.radius, reach, **how)
+        else:
+            insert.insert_nearest(*volume, images, reach)
+
+    def apodisation(self, r, padded):
+        """By how much a map is damped at distances `r` (px) from its centre: along each axis, or a blob's."""
+        if self.is_separable:
+            return np.sinc(np.asarray(r) / padded) ** (2 if self.kernel == "trilinear" else 1)
+        return blob_apodisation(r, padded, self.radius, self.order, self.alpha)
+
+    @property
+    def is_separable(self) -> bool:
+        """Whether the apodisation is a product over the axes."""
+        return self.kernel == "trilinear" or (self.kernel == "nearest" and not self.as_xmipp)
+
+
+def plan_gridding(parameters) -> Gridding:
+    """The gridding that the parameters ask for."""
+    kernels = {"xmipp": "blob", "xmipp_fast": "nearest"}
+    return Gridding(
+        kernel=kernels.get(parameters.method, parameters.method),
+        as_xmipp=parameters.method in kernels,
+        radius=parameters.blob_radius,
+        order=parameters.blob_order,
+        alpha=parameters.blob_alpha,
+        how=insert.REPEATABLE if parameters.deterministic else "",
+    )

@@ -1,0 +1,169 @@
+"""From images to slices: padding, transform, shift, CTF and weights."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+from xmipp_accel.backend import array_module, fft_module, from_host, on_all_cores
+from xmipp_accel.errors import ParameterError
+from xmipp_accel.kernels.reference.insert import DECAY, FACTORS, OFFSET, OVERLAP, WEIGHT
+from xmipp_accel.numerics.aberrations import even_phase, odd_phase, volume_axes
+from xmipp_accel.numerics.ctf import electron_wavelength
+from xmipp_accel.reconstruction import insert
+from xmipp_accel.reconstruction.geometry import ImageGrid, plan_images
+from xmipp_accel.reconstruction.gridding import Gridding
+from xmipp_accel.reconstruction.shift import shift_bspline
+
+CPU_CHUNK = 8  # images whose transforms stay in a core's cache
+CTF_MODES = {"none": 0, "weight": 1, "phase_flipped": 2, "premultiplied": 3}
+
+
+@dataclasses.dataclass(frozen=True)
+class SlicePlan:
+    """What the slices of images of one optics group have in common.
+
+    Attributes
+    ----------
+    grid : ImageGrid
+    gridding : Gridding
+    mode : int
+        Of `CTF_MODES`.
+    magnification : (2, 2) float64 array
+        Takes frequencies of the image to those of the specimen.
+    table : (rows, columns, 3) float32 array, optional
+        Of aberrations and weights, on the host; see :mod:`xmipp_accel.kernels.reference.insert`.
+    """
+
+    grid: ImageGrid
+    gridding: Gridding
+    mode: int
+    magnification: np.ndarray
+    table: Any = None
+
+    def axes(self, matrices) -> np.ndarray:
+        """Steps of samples and viewing direction in the volume, (n, 3, 3), of rotations (n, 3, 3)."""
+        return volume_axes(matrices, self.magnification, self.grid.scale)
+
+    def factors(self, views, particle_diameter: float) -> np.ndarray:
+        """Factors (n, 10) float32 of :func:`xmipp_accel.kernels.reference.insert.prepare_slices`.
+
+        Parameters
+        ----------
+        views : Views
+        particle_diameter : float
+            A, which tells how far apart the two Ewald spheres are the same.
+        """
+        factors = np.zeros((len(views), FACTORS), np.float32)
+        factors[:, WEIGHT] = views.weights
+        factors[:, DECAY] = 0.25 * views.decays * self.grid.step**2
+        if self.mode:
+            if views.optics is None:
+                raise ParameterError("ctf: expected the optics of every image, found none")
+            phase = views.optics.phase_coefficients(len(views), self.grid.step, self.magnification)
+            factors[:, : OFFSET + 1] = phase
+            wavelength = electron_wavelength(views.optics.voltage)
+            factors[:, OVERLAP] = wavelength * particle_diameter * self.grid.step**2
+        return factors
+
+    def curvature(self, views, volume) -> np.ndarray:
+        """Voxels along the viewing direction for each squared sample, (n,) float32, of the Ewald sphere.
+
+        The sphere of radius ``1 / lambda`` leaves the plane by ``lambda k^2 / 2`` (DeRosier, Ultramicroscopy 81
+        (2000), 83).
+        """
+        wavelength = np.broadcast_to(electron_wavelength(views.optics.voltage), len(views))
+        voxels = volume.padded * volume.sampling_rate
+        return (0.5 * wavelength * self.grid.step**2 * voxels).astype(np.float32)
+
+    def slices(self, images, shifts, factors, sideband=0):
+        """Records of images.
+
+        Parameters
+        ----------
+        images : (n, box, box) float32 array
+        shifts : (n, 2) float64 array
+            To apply, (y, x) in px.
+        factors : (n, 10) float32 array
+            On the host.
+        sideband : {0, 1, -1}
+
+        Returns
+        -------
+        (n, rows, columns, 4) float32 array on the same device
+        """
+        xp = array_module(images)
+        if self.gridding.as_xmipp:
+            images, shifts = shift_bspline(images, shifts), np.zeros_like(shifts)
+        if xp is not np:
+            return self._slices(images, shifts, factors, sideband)
+        slices = np.empty((len(images), self.grid.rows, self.grid.columns, 4), np.float32)
+
+        def fill(first):
+            part = slice(first, first + CPU_CHUNK)
+            slices[part] = self._slices(images[part], shifts[part], factors[part], sideband)
+
+        on_all_cores(fill, range(0, len(images), CPU_CHUNK))
+        return slices
+
+    def _slices(self, images, shifts, factors, sideband):
+        grid, xp, fft = self.grid, array_module(images), fft_module(images, workers=1)
+        # The zero padding is transformed only where it must be.
+        half = xp.ascontiguousarray(fft.rfft(images, n=grid.padded, axis=2)[:, :, : grid.columns])
+        transforms = fft.fft(half, n=grid.padded, axis=1).astype(xp.complex64, copy=False)
+        offset = 2j * np.pi * (grid.box // 2 - shifts) / grid.padded
+        ramp_y = grid.gain * np.exp(offset[:, :1] * (np.arange(grid.rows) - grid.rows // 2))
+        ramp_x = np.exp(offset[:, 1:] * np.arange(grid.columns))
+        ramps = tuple(from_host(ramp.astype(np.complex64), xp) for ramp in (ramp_y, ramp_x))
+        table = xp.zeros((0, 0, 3), xp.float32) if self.table is None else from_host(self.table, xp)
+        inside_only = not self.gridding.as_xmipp
+        # A voxel that takes one sample only cannot take one twice.
+        once = inside_only and self.gridding.kernel != "nearest"
+        choices = grid.rows, grid.limit, self.mode, sideband, inside_only, once
+        arguments = [transforms, *ramps, from_host(factors, xp), table, *choices]
+        return insert.prepare_slices(*arguments)
+
+
+def plan_slices(parameters, gridding: Gridding, volume, group, optics=None, noise=None) -> SlicePlan:
+    """Plan for the images of an optics group.
+
+    Parameters
+    ----------
+    parameters : ReconstructFourierParameters
+    gridding : Gridding
+    volume : VolumeGrid
+    group : xmipp_accel.io.optics_groups.OpticsGroup
+        With its box and sampling rate.
+    optics : ParticleOptics, optional
+        Of one of its particles; beam tilt needs voltage and Cs.
+    noise : (box // 2 + 1,) array, optional
+        Power of the noise by ring of the image; the weights of samples are divided by it.
+    """
+    magnification = np.asarray(group.magnification)
+    stretch = float(np.linalg.norm(magnification, 2))
+    grid = plan_images(parameters, gridding, volume, group.box, group.sampling_rate, stretch)
+    mode = CTF_MODES[parameters.ctf]
+    if group.premultiplied and mode:
+        mode = CTF_MODES["premultiplied"]
+    return SlicePlan(grid, gridding, mode, magnification, _table(grid, group, optics, noise))
+
+
+def _table(grid, group, optics, noise):
+    aberrated = any(group.beam_tilt) or group.odd_zernike or group.even_zernike
+    if not aberrated and noise is None:
+        return None
+    ky, kx = np.meshgrid(np.arange(grid.rows) - grid.rows // 2, np.arange(grid.columns), indexing="ij")
+    x, y = kx * grid.step, ky * grid.step
+    table = np.zeros((*kx.shape, 3), np.float32)
+    table[..., 2] = 1.0
+    if aberrated:
+        lens = {} if optics is None else dict(voltage=np.mean(optics.voltage), cs=np.mean(optics.cs))
+        tilt = dict(beam_tilt=group.beam_tilt, magnification=group.magnification)
+        table[..., 0] = -even_phase(x, y, group.even_zernike, group.magnification)
+        table[..., 1] = odd_phase(x, y, group.odd_zernike, **tilt, **lens)
+    if noise is not None:
+        rings = np.hypot(kx, ky) * (grid.box / grid.padded)
+        table[..., 2] = np.interp(rings, np.arange(len(noise)), np.mean(noise) / np.asarray(noise))
+    return table

@@ -1,0 +1,128 @@
+"""Which particles a reconstruction uses, and how much each of them counts."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+
+from xmipp_accel.errors import ParameterError, ProcessingError
+from xmipp_accel.reconstruction.halves import assign_groups, assign_halves
+from xmipp_accel.reconstruction.parameters import ReconstructFourierParameters
+from xmipp_accel.reconstruction.views import Views
+
+SCORES = ("maxCC", "rlnMaxValueProbDistribution", "rlnLogLikeliContribution")
+
+
+@dataclasses.dataclass(frozen=True)
+class Selection:
+    """Particles to insert.
+
+    Attributes
+    ----------
+    rows : (n,) int64 array
+        Their numbers, those of an optics group next to each other.
+    views : Views
+        Of these rows.
+    groups : dict of int to OpticsGroup
+        With their boxes and sampling rates.
+    numbers : (n,) int64 array
+        Of the optics group of each row.
+    """
+
+    rows: np.ndarray
+    views: Views
+    groups: dict
+    numbers: np.ndarray
+
+    def batches(self, size_of) -> list[slice]:
+        """Slices of the rows, each within one optics group and of ``size_of(box)`` particles at most."""
+        borders = np.flatnonzero(np.diff(self.numbers)) + 1
+        found = []
+        for first, last in zip([0, *borders.tolist()], [*borders.tolist(), len(self.rows)]):
+            size = size_of(self.groups[int(self.numbers[first])].box)
+            found += [slice(start, min(start + size, last)) for start in range(first, last, size)]
+        return found
+
+    def group(self, batch):
+        """The optics group of a slice of :meth:`batches`."""
+        return self.groups[int(self.numbers[batch.start])]
+
+
+def decide(parameters: ReconstructFourierParameters, particles) -> ReconstructFourierParameters:
+    """Parameters with a definite `ctf`.
+
+    Raises
+    ------
+    ParameterError
+        The particles lack poses or the CTF that the parameters ask for.
+    """
+    if not particles.has_pose:
+        raise ParameterError("particles: expected angles for a reconstruction, found none")
+    ctf = parameters.ctf
+    if ctf == "auto":
+        ctf = "weight" if particles.has_ctf else "none"
+    elif ctf != "none" and not particles.has_ctf:
+        raise ParameterError(f"ctf: expected particles with a CTF for {ctf!r}, found none")
+    if parameters.method.startswith("xmipp") and particles.mixed:
+        raise ParameterError("method: expected one pixel and box size for Xmipp's sums, found several")
+    return dataclasses.replace(parameters, ctf=ctf)
+
+
+def select(parameters: ReconstructFourierParameters, particles) -> Selection:
+    """The enabled particles of positive weight.
+
+    Raises
+    ------
+    ParameterError
+        Angles, shifts, weights or scores are missing or not finite numbers.
+    ProcessingError
+        Too few particles are left.
+    """
+    wanted = np.asarray(particles.enabled, dtype=bool).copy()
+    if parameters.use_weights:
+        _require(particles.weight >= 0, "use_weights: expected weights of 0 or more, found", particles.weight)
+        wanted &= particles.weight > 0
+    rows = np.flatnonzero(wanted)
+    if len(rows) < (2 if parameters.halves else 1):
+        raise ProcessingError(f"reconstruction: expected enabled particles, found {len(rows)}")
+    rows = rows[np.argsort(particles.optics_group[rows], kind="stable")]
+    chosen = particles.take(rows)
+    for name in ("rot", "tilt", "psi", "shift_x", "shift_y"):
+        _require(
+            np.isfinite(getattr(chosen, name)), f"particles: expected finite {name}, found", getattr(chosen, name)
+        )
+    halves = assign_halves(chosen.half, parameters.seed) if parameters.halves else None
+    groups = None
+    if parameters.error_groups:
+        sets = np.zeros(len(rows)) if halves is None else halves
+        groups = assign_groups(sets, parameters.error_groups, parameters.seed)
+    views = Views.from_particles(
+        chosen,
+        weights=chosen.weight if parameters.use_weights else None,
+        decays=_decays(parameters, chosen) if parameters.score_b_factor else None,
+        halves=halves,
+        groups=groups,
+    )
+    return Selection(rows, views, chosen.used_groups(), chosen.optics_group)
+
+
+def _require(good, message, values):
+    if not np.all(good):
+        row = int(np.flatnonzero(~np.asarray(good))[0])
+        raise ParameterError(f"{message} {values[row]:g} for particle {row + 1}")
+
+
+def _decays(parameters, particles):
+    """B factors from scores; cisTEM weighs so too (Grigorieff, eLife 2016, 5:e15383), from the mean score down."""
+    labels = [parameters.score_label] if parameters.score_label else SCORES
+    label = next((label for label in labels if label in particles.extra), None)
+    if label is None:
+        raise ParameterError(
+            f"score_b_factor: expected particles with the column {' or '.join(labels)}, "
+            f"found {', '.join(particles.extra) or 'none'}"
+        )
+    scores = np.asarray(particles.extra[label], dtype=np.float64)
+    _require(np.isfinite(scores), f"score_b_factor: expected finite {label}, found", scores)
+    deviation = scores.std()
+    return parameters.score_b_factor * (scores.max() - scores) / (deviation if deviation > 0 else 1.0)

@@ -1,0 +1,117 @@
+"""Images from disk to a device, while it computes."""
+
+from __future__ import annotations
+
+import collections
+import queue
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+
+from xmipp_accel.backend import Device
+from xmipp_accel.backend.threads import cpu_count
+
+MOST_READERS = 16
+TASK_BYTES = 4 << 20  # of images; shorter reads cost more calls, longer ones leave readers idle at a batch's end
+AHEAD = {"cpu": 1, "cuda": 2}  # batches that are read or uploaded while one is inserted
+
+
+class BatchSource:
+    """Batches of images in their order, read by many threads into buffers that are used again.
+
+    Parameters
+    ----------
+    particles : xmipp_accel.io.particles.Particles
+    device : Device
+        Where the images are wanted.
+    """
+
+    def __init__(self, particles, device: Device):
+        self._particles, self._device = particles, device
+        # One batch is inserted, another one's images may still be in use when it is enqueued.
+        self._ahead = AHEAD[device.kind]
+        self._buffers: queue.SimpleQueue = queue.SimpleQueue()
+        for _ in range(self._ahead + 2):
+            self._buffers.put(np.empty(0, np.float32))
+
+    def stream(self, batches):
+        """Yield, for each batch, its images on the device and which of them are usable.
+
+        Parameters
+        ----------
+        batches : iterable of (key, rows, box)
+            Rows are numbers of particles of one box; asked for as far ahead as there is room.
+
+        Yields
+        ------
+        key
+        (n, box, box) float32 array
+            Valid for what is enqueued before the next one is asked for. Images that hold a value that is not
+            finite are zero.
+        (n,) bool array
+        """
+        readers = ThreadPoolExecutor(min(MOST_READERS, cpu_count()))
+        carriers = ThreadPoolExecutor(self._ahead)
+        try:
+            waiting: collections.deque = collections.deque()
+            used: collections.deque = collections.deque()
+            for batch in batches:
+                waiting.append(carriers.submit(self._fetch, readers, *batch))
+                if len(waiting) > self._ahead:
+                    yield from self._deliver(waiting.popleft(), used)
+            while waiting:
+                yield from self._deliver(waiting.popleft(), used)
+            while used:
+                self._release(used.popleft())
+        finally:
+            carriers.shutdown(wait=True, cancel_futures=True)
+            readers.shutdown(wait=True, cancel_futures=True)
+
+    def _fetch(self, readers, key, rows, box):
+        buffer = self._buffers.get()
+        size = len(rows) * box * box
+        if buffer.size < size:
+            buffer = self._device.host_buffer((size,), np.float32)
+        images = buffer[:size].reshape(len(rows), box, box)
+        usable = np.ones(len(rows), dtype=bool)
+        step = max(1, TASK_BYTES // (4 * box * box))
+        parts = [slice(first, first + step) for first in range(0, len(rows), step)]
+        jobs = [readers.submit(self._read, images, usable, rows, part) for part in parts]
+        for job in jobs:
+            job.result()
+        return key, self._device.upload(images), usable, buffer
+
+    def _read(self, images, usable, rows, part):
+        images[part] = self._particles.images(rows[part])
+        bad = ~np.isfinite(images[part].sum(axis=(1, 2)))
+        images[part][bad] = 0
+        usable[part] = ~bad
+
+    def _deliver(self, job, used):
+        key, images, usable, buffer = job.result()
+        yield key, images, usable
+        used.append((buffer, images, self._device.mark()))
+        if len(used) > 1:
+            self._release(used.popleft())
+
+    def _release(self, entry):
+        buffer, _, mark = entry
+        with mark:
+            pass
+        self._buffers.put(buffer)
+
+
+class Dealer:
+    """Batches dealt to whoever asks next, from any thread."""
+
+    def __init__(self, batches):
+        self._batches, self._lock = iter(batches), threading.Lock()
+
+    def __iter__(self):
+        while True:
+            with self._lock:
+                batch = next(self._batches, None)
+            if batch is None:
+                return
+            yield batch
