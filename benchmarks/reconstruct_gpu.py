@@ -83,7 +83,7 @@ def main():
 
 
 def oracle_error(device):
-    """Largest difference of each way of insertion from the float64 oracle, over the largest sum, on random data."""
+    """Largest difference of each way of insertion from its oracle, over the largest sum, on random data."""
     rng, columns, worst = np.random.default_rng(), 12, {}
     slices = rng.normal(size=(20, 2 * columns - 1, columns, 4)).astype(np.float32)
     slices[..., 2] **= 2
