@@ -20,31 +20,31 @@ from xmipp_accel.kernels.cpu.insert import (
 )
 
 
-def insert_weights(sums, slices, matrices, curvature, images, table, radius):
+def insert_weights(sums, first, slices, matrices, curvature, images, table, radius):
     """As the reference, in place on float32 sums."""
     edge = max(4, math.isqrt(TILE_BYTES // (4 * sums.shape[2])))
     threads = numba.get_num_threads()
-    _insert_weights(sums, slices, matrices, curvature, images, table, float(radius), edge, threads)
+    _insert_weights(sums, first, slices, matrices, curvature, images, table, float(radius), edge, threads)
 
 
 @numba.njit(parallel=True, cache=True)
-def _insert_weights(sums, slices, matrices, curvature, images, table, radius, edge, threads):
+def _insert_weights(sums, first, slices, matrices, curvature, images, table, radius, edge, threads):
     tiles_z, tiles_y = -(-sums.shape[0] // edge), -(-sums.shape[1] // edge)
     for thread in numba.prange(threads):
         # Interleaved, because central tiles get more samples.
         for number in range(thread, tiles_z * tiles_y, threads):
-            tile = tile_bounds(sums, 0, number // tiles_y, number % tiles_y, edge)
+            tile = tile_bounds(sums, first, number // tiles_y, number % tiles_y, edge)
             for image in images:
                 for op in range(matrices.shape[1]):
                     for sign in (1.0, -1.0):
                         axes, curve = signed_axes(matrices[image, op], sign), sign * float(curvature[image])
                         # The plane kx = 0 takes a sample itself but not its mate: they are joined later.
                         smallest = 0 if sign > 0 else 1
-                        _spread(sums, slices[image], axes, curve, smallest, tile, table, radius)
+                        _spread(sums, first, slices[image], axes, curve, smallest, tile, table, radius)
 
 
 @numba.njit(cache=True)
-def _spread(sums, records, axes, curve, smallest, tile, table, radius):
+def _spread(sums, first, records, axes, curve, smallest, tile, table, radius):
     z0, z1, y0, y1 = tile
     rows, columns, _ = records.shape
     bounds = z0 - radius, z1 - 1 + radius, y0 - radius, y1 - 1 + radius
@@ -60,14 +60,14 @@ def _spread(sums, records, axes, curve, smallest, tile, table, radius):
             x = a[0] * kx + b[0] * ky + bend * n[0]
             y = a[1] * kx + b[1] * ky + bend * n[1]
             z = a[2] * kx + b[2] * ky + bend * n[2]
-            _add_ball(sums, weight, (x, y, z), smallest, tile, table, radius)
+            _add_ball(sums, first, weight, (x, y, z), smallest, tile, table, radius)
 
 
 @numba.njit(cache=True)
-def _add_ball(sums, weight, position, smallest, tile, table, radius):
+def _add_ball(sums, first, weight, position, smallest, tile, table, radius):
     z0, z1, y0, y1 = tile
     x, y, z = position
-    centre = sums.shape[0] // 2
+    centre = sums.shape[1] // 2
     radius2 = radius * radius
     scale = (len(table) - 1) / radius2
     first_x, last_x = voxel_range(x, radius, smallest, centre)
@@ -79,4 +79,4 @@ def _add_ball(sums, weight, position, smallest, tile, table, radius):
             for ix in range(first_x, last_x + 1):
                 squares = across + (ix - x) ** 2
                 if squares <= radius2:
-                    sums[iz + centre, iy + centre, ix] += table[int(squares * scale + 0.5)] * weight
+                    sums[iz + centre - first, iy + centre, ix] += table[int(squares * scale + 0.5)] * weight
