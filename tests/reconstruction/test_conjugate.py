@@ -52,7 +52,7 @@ def _operators(device, slices, matrices, box):
     )
     slices, kernel = device.asarray(slices), (blob_table(*BLOB), BLOB[0])
     insert_blob(values, 0, slices, matrices, flat, images, *kernel, radius + BLOB[0])
-    insert_weights(weights, slices, 2 * matrices, flat, images, *kernel)
+    insert_weights(weights, 0, slices, 2 * matrices, flat, images, *kernel)
     complete_plane(values)
     weights = join_weights(weights, IDENTITY)
     return adjoint_image(values, box, period), toeplitz_spectrum(weights, box, period), radius * box / period

@@ -71,16 +71,16 @@ def _insert_trilinear(sums, first, slices, matrices, curvature, images, edge, th
     for thread in numba.prange(threads):
         # Interleaved, because central tiles get more samples.
         for number in range(thread, tiles_z * tiles_y, threads):
-            tile = _bounds(sums, first, number // tiles_y, number % tiles_y, edge)
+            tile = tile_bounds(sums, first, number // tiles_y, number % tiles_y, edge)
             for image in images:
                 for op in range(matrices.shape[1]):
                     for sign in (1.0, -1.0):
-                        axes, curve = _signed(matrices[image, op], sign), sign * float(curvature[image])
+                        axes, curve = signed_axes(matrices[image, op], sign), sign * float(curvature[image])
                         _trilinear_tile(sums, first, slices[image], axes, curve, sign, tile)
 
 
 @numba.njit(cache=True)
-def _bounds(sums, first, tile_z, tile_y, edge):
+def tile_bounds(sums, first, tile_z, tile_y, edge):
     """(z0, z1, y0, y1) of a tile relative to the volume's origin, the ends excluded."""
     centre = sums.shape[1] // 2
     z0, y0 = tile_z * edge, tile_y * edge
@@ -89,7 +89,7 @@ def _bounds(sums, first, tile_z, tile_y, edge):
 
 
 @numba.njit(cache=True)
-def _signed(matrix, sign):
+def signed_axes(matrix, sign):
     return (
         (sign * matrix[0, 0], sign * matrix[0, 1], sign * matrix[0, 2]),
         (sign * matrix[1, 0], sign * matrix[1, 1], sign * matrix[1, 2]),
@@ -113,7 +113,7 @@ def line_range(inverse, offset, low, high, first, last):
 
 
 @numba.njit(cache=True)
-def _rows_of(axes, curved, bounds, rows, columns):
+def rows_of(axes, curved, bounds, rows, columns):
     """Range of ky whose samples can lie within `bounds` (z, z, y, y)."""
     a, b, _ = axes
     first, last = -(rows // 2), rows - 1 - rows // 2
@@ -137,7 +137,7 @@ def _extremes(by_z, by_y, bounds):
 
 
 @numba.njit(cache=True)
-def _line(axes, inverse, curve, ky, columns, low_x, bounds):
+def samples_of_row(axes, inverse, curve, ky, columns, low_x, bounds):
     """Range of kx of a row whose samples can lie within `bounds` (z, z, y, y) and at x of `low_x` or more."""
     _, b, n = axes
     # The curvature moves a sample by no more than that of the farthest one.
@@ -146,6 +146,12 @@ def _line(axes, inverse, curve, ky, columns, low_x, bounds):
     start, stop = line_range(inverse[0], b[0] * ky, low_x - x, _FAR, 0, columns - 1)
     start, stop = line_range(inverse[1], b[1] * ky, bounds[2] - y, bounds[3] + y, start, stop)
     return line_range(inverse[2], b[2] * ky, bounds[0] - z, bounds[1] + z, start, stop)
+
+
+@numba.njit(cache=True)
+def inverse_slopes(axes):
+    """Of a row's samples along x, y and z."""
+    return inverse_slope(axes[0][0]), inverse_slope(axes[0][1]), inverse_slope(axes[0][2])
 
 
 @numba.njit(cache=True)
@@ -159,10 +165,10 @@ def _trilinear_tile(sums, first, records, axes, curve, sign, tile):
     z0, z1, y0, y1 = tile
     rows, columns, _ = records.shape
     bounds = z0 - 1.0, float(z1), y0 - 1.0, float(y1)
-    inverse = inverse_slope(axes[0][0]), inverse_slope(axes[0][1]), inverse_slope(axes[0][2])
-    ky0, ky1 = _rows_of(axes, curve != 0, bounds, rows, columns)
+    inverse = inverse_slopes(axes)
+    ky0, ky1 = rows_of(axes, curve != 0, bounds, rows, columns)
     for ky in range(ky0, ky1 + 1):
-        start, stop = _line(axes, inverse, curve, ky, columns, 0.0, bounds)
+        start, stop = samples_of_row(axes, inverse, curve, ky, columns, 0.0, bounds)
         _trilinear_line(sums, first, records, axes, curve, sign, tile, ky, start, stop)
 
 
@@ -216,11 +222,11 @@ def _insert_blob(sums, first, slices, matrices, curvature, images, table, radius
     tiles_z, tiles_y = -(-sums.shape[0] // edge), -(-sums.shape[1] // edge)
     for thread in numba.prange(threads):
         for number in range(thread, tiles_z * tiles_y, threads):
-            tile = _bounds(sums, first, number // tiles_y, number % tiles_y, edge)
+            tile = tile_bounds(sums, first, number // tiles_y, number % tiles_y, edge)
             for image in images:
                 for op in range(matrices.shape[1]):
                     for sign in (1.0, -1.0):
-                        axes = _signed(matrices[image, op], sign)
+                        axes = signed_axes(matrices[image, op], sign)
                         curve = sign * float(curvature[image])
                         kernel = table, radius, reach
                         _blob_tile(sums, first, slices[image], axes, curve, sign, tile, kernel)
@@ -232,11 +238,11 @@ def _blob_tile(sums, first, records, axes, curve, sign, tile, kernel):
     radius = kernel[1]
     rows, columns, _ = records.shape
     bounds = z0 - radius, z1 - 1 + radius, y0 - radius, y1 - 1 + radius
-    inverse = inverse_slope(axes[0][0]), inverse_slope(axes[0][1]), inverse_slope(axes[0][2])
-    ky0, ky1 = _rows_of(axes, curve != 0, bounds, rows, columns)
+    inverse = inverse_slopes(axes)
+    ky0, ky1 = rows_of(axes, curve != 0, bounds, rows, columns)
     a, b, n = axes
     for ky in range(ky0, ky1 + 1):
-        start, stop = _line(axes, inverse, curve, ky, columns, -radius, bounds)
+        start, stop = samples_of_row(axes, inverse, curve, ky, columns, -radius, bounds)
         for kx in range(start, stop + 1):
             record = records[ky + rows // 2, kx]
             if record[2] == 0:
@@ -261,9 +267,9 @@ def _add_ball(sums, first, record, position, sign, tile, kernel):
     flat = sums.reshape(-1)
     re, im, weight = record[0], np.float32(sign) * record[1], record[2]
     # The plane kx = 0 takes the sample itself but not its mate: its two halves are joined later.
-    first_x, last_x = _support(x, radius, 0 if sign > 0 else 1, sums.shape[2] - 1)
-    first_y, last_y = _support(y, radius, y0, y1 - 1)
-    first_z, last_z = _support(z, radius, z0, z1 - 1)
+    first_x, last_x = voxel_range(x, radius, 0 if sign > 0 else 1, sums.shape[2] - 1)
+    first_y, last_y = voxel_range(y, radius, y0, y1 - 1)
+    first_z, last_z = voxel_range(z, radius, z0, z1 - 1)
     for iz in range(first_z, last_z + 1):
         for iy in range(first_y, last_y + 1):
             across = (iz - z) ** 2 + (iy - y) ** 2
@@ -278,5 +284,5 @@ def _add_ball(sums, first, record, position, sign, tile, kernel):
 
 
 @numba.njit(cache=True)
-def _support(position, radius, low, high):
+def voxel_range(position, radius, low, high):
     return max(math.ceil(position - radius), low), min(math.floor(position + radius), high)

@@ -1,7 +1,7 @@
 """Records of images for the insertion into a Fourier volume, on the CPU.
 
-Layouts are those of :mod:`xmipp_accel.kernels.reference.insert`. Rows go through short loops without branches, each
-of which the compiler turns into vector instructions.
+Layouts are those of :mod:`xmipp_accel.kernels.reference.insert`. Rows go through short loops without branches,
+each of which the compiler turns into vector instructions.
 """
 
 from __future__ import annotations
