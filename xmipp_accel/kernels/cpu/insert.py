@@ -90,6 +90,7 @@ def tile_bounds(sums, first, tile_z, tile_y, edge):
 
 @numba.njit(cache=True)
 def signed_axes(matrix, sign):
+    """Rows a, b, n of a slice, or those of its opposite samples; the viewing direction stays."""
     return (
         (sign * matrix[0, 0], sign * matrix[0, 1], sign * matrix[0, 2]),
         (sign * matrix[1, 0], sign * matrix[1, 1], sign * matrix[1, 2]),
@@ -285,4 +286,5 @@ def _add_ball(sums, first, record, position, sign, tile, kernel):
 
 @numba.njit(cache=True)
 def voxel_range(position, radius, low, high):
+    """First and last voxel of [low, high] within `radius` of `position` along an axis."""
     return max(math.ceil(position - radius), low), min(math.floor(position + radius), high)
