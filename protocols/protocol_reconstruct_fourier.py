@@ -17,11 +17,12 @@ from xmipp_accel.protocols.forms import Entry
 from xmipp_accel.reconstruction.parameters import ReconstructFourierParameters
 
 NAME = "volume"
+MASKED = "useHalves or (refineIterations > 0 and refineSupport)"
 MAIN = (
     Entry("symmetryGroup", "symmetry", "Symmetry group"),
     Entry("maxRes", "max_resolution", "Maximum resolution"),
     Entry("useHalves", "halves", "Reconstruct halves?"),
-    Entry("maskDiameter", "mask_diameter", "FSC mask diameter", "useHalves"),
+    Entry("maskDiameter", "mask_diameter", "FSC mask diameter", MASKED),
     Entry("regularisation", "regularisation", "Regularisation"),
     Entry("useWeights", "use_weights", "Use particle weights?"),
     Entry("method", "method", "Method"),
@@ -33,6 +34,8 @@ EXPERT = (
     Entry("blobRadius", "blob_radius", "Blob radius", "method in (1, 3, 4)"),
     Entry("blobOrder", "blob_order", "Blob order", "method in (1, 3, 4)"),
     Entry("blobAlpha", "blob_alpha", "Blob alpha", "method in (1, 3, 4)"),
+    Entry("refineIterations", "refine_iterations", "Least-squares iterations"),
+    Entry("refineSupport", "refine_support", "Confine to the mask?", "refineIterations > 0"),
     Entry("errorGroups", "error_groups", "Groups for errors"),
     Entry("seed", "seed", "Random seed", "useHalves"),
     Entry("ewald", "ewald", "Ewald sphere"),
@@ -74,7 +77,7 @@ class XmippAccelProtReconstructFourier(ParticleExecution, ProtReconstruct3D):
             params.PointerParam,
             pointerClass="VolumeMask",
             allowsNull=True,
-            condition="useHalves",
+            condition=MASKED,
             label="FSC mask",
             help="Mask of the map's box and sampling rate for the FSC, in place of the sphere.",
         )
@@ -123,7 +126,7 @@ class XmippAccelProtReconstructFourier(ParticleExecution, ProtReconstruct3D):
 
     def _mask_file(self):
         mask = self.inputMask.get()
-        if mask is None or not self.useHalves:
+        if mask is None or not self.evalParamCondition("inputMask"):
             return ""
         return os.path.abspath(mask.getFileName().split(":")[0])
 
