@@ -17,12 +17,11 @@ from xmipp_accel.protocols.forms import Entry
 from xmipp_accel.reconstruction.parameters import ReconstructFourierParameters
 
 NAME = "volume"
-MASKED = "useHalves or (refineIterations > 0 and refineSupport)"
 MAIN = (
     Entry("symmetryGroup", "symmetry", "Symmetry group"),
     Entry("maxRes", "max_resolution", "Maximum resolution"),
     Entry("useHalves", "halves", "Reconstruct halves?"),
-    Entry("maskDiameter", "mask_diameter", "FSC mask diameter", MASKED),
+    Entry("maskDiameter", "mask_diameter", "FSC mask diameter", "useHalves"),
     Entry("regularisation", "regularisation", "Regularisation"),
     Entry("useWeights", "use_weights", "Use particle weights?"),
     Entry("method", "method", "Method"),
@@ -77,7 +76,7 @@ class XmippAccelProtReconstructFourier(ParticleExecution, ProtReconstruct3D):
             params.PointerParam,
             pointerClass="VolumeMask",
             allowsNull=True,
-            condition=MASKED,
+            condition="useHalves",
             label="FSC mask",
             help="Mask of the map's box and sampling rate for the FSC, in place of the sphere.",
         )
@@ -126,7 +125,7 @@ class XmippAccelProtReconstructFourier(ParticleExecution, ProtReconstruct3D):
 
     def _mask_file(self):
         mask = self.inputMask.get()
-        if mask is None or not self.evalParamCondition("inputMask"):
+        if mask is None or not self.useHalves:
             return ""
         return os.path.abspath(mask.getFileName().split(":")[0])
 
