@@ -68,7 +68,8 @@ class ReconstructFourierExecutor:
         started = time.perf_counter()
         parameters, folder = decide(self.parameters, particles), Path(output_folder)
         box, rate = particles.box, float(particles.sampling_rate)
-        mask = read_mask(parameters.mask_file, box, rate) if parameters.halves and parameters.mask_file else None
+        masked = parameters.mask_file and (parameters.halves or parameters.refine_support)
+        mask = read_mask(parameters.mask_file, box, rate) if masked else None
         reference = read_reference(parameters.subtract, box, rate) if parameters.subtract else None
         selection = select(parameters, particles)
 
@@ -126,7 +127,7 @@ def _result(files, accumulator, statistics, requested):
         particles_half2=sum(counts[groups:]),
         skipped=0,
         symmetry=accumulator.parameters.symmetry.lower(),
-        method=accumulator.parameters.method,
+        method="least_squares" if requested.refine_iterations else requested.method,
         ctf=accumulator.parameters.ctf,
         device="",
         seconds={},
