@@ -13,7 +13,7 @@ from xmipp_accel.io.optics_groups import OpticsGroup
 from xmipp_accel.numerics.projection import VolumeSpectrum
 from xmipp_accel.numerics.symmetry import symmetry_matrices
 from xmipp_accel.reconstruction.finish import join_sides, make_map
-from xmipp_accel.reconstruction.geometry import plan_volume
+from xmipp_accel.reconstruction.geometry import plan_images, plan_volume
 from xmipp_accel.reconstruction.gridding import plan_gridding
 from xmipp_accel.reconstruction.inversion import plan_inversion
 from xmipp_accel.reconstruction.maps import Maps, make_maps
@@ -114,7 +114,8 @@ class FourierAccumulator:
         """How many images of `box` px, the map's by default, one call of :meth:`insert` should get."""
         if self.parameters.batch_size > 0:
             return self.parameters.batch_size
-        g = self.plan(OpticsGroup("", self.volume.sampling_rate, box or self.volume.box)).grid
+        sizes = box or self.volume.box, self.volume.sampling_rate
+        g = plan_images(self.parameters, self.gridding, self.volume, *sizes)
         image = 4 * g.box * (g.box + g.padded) + 16 * g.columns * (g.padded + g.box) + 16 * g.rows * g.columns
         budget = 0.2 * self.device.free_memory() if self.device.kind == "cuda" else 5e8
         return int(np.clip(budget / image, 1, LARGEST_BATCH))

@@ -36,7 +36,11 @@ class ReconstructFourierParameters(Parameters):
     halves: bool = parameter(True, "Also reconstruct two half maps in the same pass, and their FSC.")
     use_weights: bool = parameter(False, "Multiply each particle by its weight; weight 0 leaves it out.")
     mask_diameter: float = parameter(
-        0.0, "Diameter of the soft sphere for the masked FSC; 0 takes 0.8 of the box.", unit="A", minimum=0.0
+        0.0,
+        "Diameter of the particle: of the soft sphere for the masked FSC, and for ewald and noise_weights; 0 takes "
+        "0.8 of the box.",
+        unit="A",
+        minimum=0.0,
     )
     padding_images: float = parameter(
         2.0, "Images are padded with zeros to this many times their box.", minimum=1.0, maximum=4.0, advanced=True
