@@ -34,8 +34,8 @@ class Changes:
 def find_changes(old: Members, new: Members) -> Changes:
     """Differences between the members of sums and the wanted ones.
 
-    A particle is known by its stack and its place there; if an image occurs several times, as it does for particles
-    expanded by a symmetry, its first occurrences belong together, its second ones, and so on.
+    A particle is known by its stack and its place there; if an image occurs several times, as it does for
+    particles expanded by a symmetry, its first occurrences belong together, its second ones, and so on.
     """
     earlier = find_earlier(old, new)
     known = np.flatnonzero(earlier >= 0)

@@ -48,8 +48,8 @@ class ReconstructFourierResult:
     growth : dict
         Resolution against the number of particles: see :class:`~.jackknife.Growth`.
     state : dict
-        With a state, how many particles were ``added`` to its sums, ``removed`` and ``kept``, one that changed being
-        removed and added; ``anew`` tells whether all of them were inserted.
+        With a state, how many particles were ``added`` to its sums, ``removed`` and ``kept``, one that changed
+        being removed and added; ``anew`` tells whether all of them were inserted.
     """
 
     volume: str

@@ -131,7 +131,7 @@ def _require(good, message, values):
 
 
 def _scores(parameters, particles):
-    """What decays are made of; cisTEM weighs so too (Grigorieff, eLife 2016, 5:e15383), from the mean score down."""
+    """What B factors are made of, as in cisTEM (Grigorieff, eLife 2016, 5:e15383) from the mean score down."""
     labels = [parameters.score_label] if parameters.score_label else SCORES
     label = next((label for label in labels if label in particles.extra), None)
     if label is None:

@@ -94,21 +94,19 @@ def sum_settings(parameters, particles, reference=None) -> dict[str, Any]:
     if parameters.ewald == "none":  # else it is the distance at which the two spheres part
         del values["mask_diameter"]
     # A volume may change under the same name.
-    values["subtract"] = (
-        "" if reference is None else f"a volume of CRC {zlib.crc32(np.ascontiguousarray(reference))}"
-    )
+    values["subtract"] = "" if reference is None else f"CRC {zlib.crc32(np.ascontiguousarray(reference).data):08x}"
     values.update(box=particles.box, sampling_rate=particles.sampling_rate, has_ctf=particles.has_ctf)
     return values
 
 
 def check_settings(path, expected, found):
-    """Refuse the state at `path` if its settings are not the expected ones: `InputFileError` with the first one."""
+    """Refuse the state at `path` if its settings are not the expected ones: `InputFileError` with one of them."""
     for name in [*expected, *(set(found) - set(expected))]:
-        wanted, held = expected.get(name), found.get(name)
-        if name == "sampling_rate" and held and math.isclose(wanted, held, rel_tol=SAMPLING_TOLERANCE):
+        wanted, there = expected.get(name), found.get(name)
+        if name == "sampling_rate" and there and math.isclose(wanted, there, rel_tol=SAMPLING_TOLERANCE):
             continue
-        if wanted != held:
-            raise InputFileError(path, f"sums with {name} {_shown(wanted)}", _shown(held))
+        if wanted != there:
+            raise InputFileError(path, f"sums with {name} {_shown(wanted)}", _shown(there))
 
 
 def _shown(value):
@@ -134,9 +132,7 @@ def held(folder):
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise ProcessingError(
-                f"{folder}: expected a state that no other run uses, found one in use"
-            ) from error
+            raise ProcessingError(f"{folder}: expected a state that no other run uses") from error
         yield folder
 
 
@@ -150,14 +146,26 @@ def save_state(folder, state: State):
 
     The sums are written from where they lie; the disk must have room for the old and the new ones.
     """
-    folder, name = Path(folder), f"sums_{uuid.uuid4().hex}"
-    (folder / name).mkdir()
-    for number, sums in enumerate(state.sums):
-        with atomic_path(folder / name / f"{number}.npy") as temporary:
-            np.save(temporary, sums)
-    with atomic_path(folder / name / "members.npz") as temporary:
-        np.savez(temporary, **state.members.columns())
-    content = dict(
+    arrays = Path(folder) / f"sums_{uuid.uuid4().hex}"
+    arrays.mkdir()
+    try:
+        for number, sums in enumerate(state.sums):
+            with atomic_path(arrays / f"{number}.npy") as temporary:
+                np.save(temporary, sums)
+        with atomic_path(arrays / "members.npz") as temporary:
+            np.savez(temporary, **state.members.columns())
+    except BaseException:
+        shutil.rmtree(arrays, onerror=_warn)
+        raise
+    write_json(arrays.parent / FILE, _plain(state, arrays.name))
+    for other in arrays.parent.glob("sums_*"):
+        if other != arrays:
+            shutil.rmtree(other, onerror=_warn)
+
+
+def _plain(state, name):
+    """The content of the JSON file of a state whose arrays stand in the subfolder `name`."""
+    return dict(
         version=VERSION,
         arrays=name,
         parameters=state.parameters.to_dict(),
@@ -171,10 +179,6 @@ def save_state(folder, state: State):
         noise=[[dataclasses.asdict(group), power.tolist()] for group, power in state.noise.items()],
         scores=state.scores,
     )
-    write_json(folder / FILE, content)
-    for other in folder.glob("sums_*"):
-        if other.name != name:
-            shutil.rmtree(other, onerror=_warn)
 
 
 def _warn(_, path, error):

@@ -125,6 +125,7 @@ class Inspection:
         self._work = work
 
     def __call__(self, rows, images):
+        """Look at the images (n, box, box) of the members at `rows`."""
         for row, image in zip(rows.tolist(), images):
             found = zlib.crc32(image)
             if self._work.views.weights[row] < 0:
