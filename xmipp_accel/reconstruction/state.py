@@ -34,7 +34,7 @@ VERSION = 1
 FILE = "state.json"
 SAMPLING_TOLERANCE = 1e-6  # relative; more would shift the sums' frequencies against each other
 # The sums do not depend on these; parameters that are not named here must not change.
-_MAPS_ONLY = (
+MAPS_ONLY = (
     "regularisation",
     "wiener_constant",
     "mask_file",
@@ -89,7 +89,7 @@ def sum_settings(parameters, particles, reference=None) -> dict[str, Any]:
     reference : (box, box, box) array, optional
         Whose projections are subtracted.
     """
-    values = {name: value for name, value in parameters.to_dict().items() if name not in _MAPS_ONLY}
+    values = {name: value for name, value in parameters.to_dict().items() if name not in MAPS_ONLY}
     values["symmetry"] = normalize_symmetry(parameters.symmetry)
     if parameters.ewald == "none":  # else it is the distance at which the two spheres part
         del values["mask_diameter"]
