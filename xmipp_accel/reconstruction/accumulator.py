@@ -185,9 +185,12 @@ class FourierAccumulator:
             return
         xp = array_module(slices)
         ky, kx = np.meshgrid(np.arange(grid.rows) - grid.rows // 2, np.arange(grid.columns), indexing="ij")
-        samples = np.stack([kx, ky], axis=-1) * (self.volume.box / self.volume.padded)
+        # The spectrum ends where the samples do, not at the corners of the slices.
+        inside = ky**2 + kx**2 <= grid.limit
+        samples = np.stack([kx, ky], axis=-1) * inside[..., None] * (self.volume.box / self.volume.padded)
+        inside = xp.asarray(inside)
         for record, steps in zip(slices, axes[:, :2]):
-            value = self._reference.sample(xp.asarray((samples @ steps).astype(np.float32)))
+            value = self._reference.sample(xp.asarray((samples @ steps).astype(np.float32))) * inside
             record[..., 0] -= record[..., 2] * value.real
             record[..., 1] -= record[..., 2] * value.imag
 
