@@ -283,6 +283,7 @@ OTHERS = {
     "seed": 1,
     "noise_weights": True,
     "score_b_factor": 1.0,
+    "refine_iterations": 6,
     "score_label": "maxCC",
     "error_groups": 2,
 }

@@ -38,6 +38,7 @@ MAPS_ONLY = (
     "regularisation",
     "wiener_constant",
     "mask_file",
+    "refine_support",
     "deterministic",
     "max_memory",
     "preview_interval",
