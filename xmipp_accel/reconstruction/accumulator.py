@@ -163,7 +163,8 @@ class FourierAccumulator:
         """Insert a batch, in parts where the device has no room for all of it."""
         images, shifts, factors, axes, curvature, sets = arrays
         count = len(images)
-        images = self.device.asarray(images, np.float32)
+        if array_module(images) is not self.device.xp or images.dtype != np.float32:
+            images = self.device.asarray(images, np.float32)  # which waits for what the device does
         for sideband, bend in SIDEBANDS[self.parameters.ewald]:
             try:
                 slices = plan.slices(images, shifts, factors, sideband)
