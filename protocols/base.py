@@ -2,12 +2,46 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
+from pwem.objects import Class2D, SetOfParticles
 from pyworkflow.protocol.constants import STEPS_SERIAL
 
 from xmipp_accel.io.publish import read_json
 from xmipp_accel.protocols import forms
+
+CHECK_SECONDS = 3  # between looks at an input that is still growing
+
+
+def input_on_disk(protocol) -> SetOfParticles:
+    """The input particles as they are on disk now, which may be more than Scipion knows of."""
+    images = SetOfParticles(filename=protocol.inputParticles.get().getFileName())
+    images.loadAllProperties()
+    return images
+
+
+def progress_of_input(protocol) -> tuple[int, bool]:
+    """Particles that have arrived, and whether no more will come."""
+    images = input_on_disk(protocol)
+    try:
+        closed = images.isStreamClosed()  # before they are counted: what comes later is seen next time
+        return images.getSize(), closed
+    finally:
+        images.close()
+
+
+def complete_input(protocol) -> SetOfParticles:
+    """The input particles; waits for those that are still to come."""
+    images, waiting = protocol.inputParticles.get(), False
+    if isinstance(images, Class2D):  # a part of a set, which has no state of its own
+        return images
+    while not progress_of_input(protocol)[1]:
+        if not waiting:
+            protocol.info("Waiting for the rest of the particles")
+        waiting = True
+        time.sleep(CHECK_SECONDS)
+    return input_on_disk(protocol)
 
 
 class ParticleExecution:
