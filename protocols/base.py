@@ -31,17 +31,28 @@ def progress_of_input(protocol) -> tuple[int, bool]:
         images.close()
 
 
-def complete_input(protocol) -> SetOfParticles:
-    """The input particles; waits for those that are still to come."""
-    images, waiting = protocol.inputParticles.get(), False
+def arrivals(protocol, least):
+    """The input particles, again and again while they arrive, and whether they are complete.
+
+    Yields
+    ------
+    SetOfParticles
+        At least `least` particles and a fifth more than before, or all of them.
+    bool
+    """
+    images, seen = protocol.inputParticles.get(), 0
     if isinstance(images, Class2D):  # a part of a set, which has no state of its own
-        return images
-    while not progress_of_input(protocol)[1]:
-        if not waiting:
-            protocol.info("Waiting for the rest of the particles")
-        waiting = True
-        time.sleep(CHECK_SECONDS)
-    return input_on_disk(protocol)
+        yield images, True
+        return
+    closed = False
+    while not closed:
+        size, closed = progress_of_input(protocol)
+        if closed or size >= max(least, 1.2 * seen):
+            images, seen = input_on_disk(protocol), size
+            yield images, closed
+            images.close()
+        else:
+            time.sleep(CHECK_SECONDS)
 
 
 class ParticleExecution:

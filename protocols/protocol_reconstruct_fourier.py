@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 
 from pwem.objects import FSC, SetOfFSCs, Volume
 from pwem.protocols import ProtReconstruct3D
@@ -13,13 +14,14 @@ from xmipp_accel import convert
 from xmipp_accel.errors import XmippAccelError
 from xmipp_accel.numerics.symmetry import normalize_symmetry
 from xmipp_accel.protocols import forms
-from xmipp_accel.protocols.base import ParticleExecution, complete_input
+from xmipp_accel.protocols.base import ParticleExecution, arrivals
 from xmipp_accel.protocols.forms import Entry
 from xmipp_accel.reconstruction.parameters import ReconstructFourierParameters
 from xmipp_accel.reconstruction.result import ReconstructFourierResult
 from xmipp_accel.reconstruction.selection import SCORES
 
 NAME = "volume"
+LEAST = 100  # particles that are waited for, while more may come
 # Fields that name a file, and the inputs that they come from.
 VOLUMES = {"mask_file": "inputMask", "subtract": "inputSubtract"}
 CURVES = {
@@ -44,6 +46,8 @@ EXPERT = (
     Entry("blobRadius", "blob_radius", "Blob radius", "method in (1, 3, 4)"),
     Entry("blobOrder", "blob_order", "Blob order", "method in (1, 3, 4)"),
     Entry("blobAlpha", "blob_alpha", "Blob alpha", "method in (1, 3, 4)"),
+    Entry("refineIterations", "refine_iterations", "Least-squares iterations"),
+    Entry("refineSupport", "refine_support", "Confine to the mask?", "refineIterations > 0"),
     Entry("errorGroups", "error_groups", "Groups for errors"),
     Entry("seed", "seed", "Random seed", "useHalves"),
     Entry("ewald", "ewald", "Ewald sphere"),
@@ -63,6 +67,9 @@ class XmippAccelProtReconstructFourier(ParticleExecution, ProtReconstruct3D):
 
     The parameters have the names of Xmipp's protocol. Of those, *approx*, *legacy*, *correctEnvelope* and
     *extraParams* have no counterpart: a workflow that holds them is read without them.
+
+    While particles arrive, the map is made again whenever there are a fifth more of them; it becomes an output, and
+    so the input of other protocols, once it is of all of them.
     """
 
     _label = "reconstruct fourier"
@@ -93,9 +100,10 @@ class XmippAccelProtReconstructFourier(ParticleExecution, ProtReconstruct3D):
             params.PointerParam,
             pointerClass="VolumeMask",
             allowsNull=True,
-            condition="useHalves",
-            label="FSC mask",
-            help="Mask of the map's box and sampling rate for the FSC, in place of the sphere.",
+            condition="useHalves or (refineIterations > 0 and refineSupport)",
+            label="Mask",
+            help="Of the map's box and sampling rate: for the FSC, in place of the sphere, and for what confines the "
+            "map to a mask.",
         )
         form.addParam(
             "correctCTF",
@@ -124,13 +132,18 @@ class XmippAccelProtReconstructFourier(ParticleExecution, ProtReconstruct3D):
             if values[field]:
                 values[field] = convert.volume_file(getattr(self, name).get(), self._getTmpPath())
         parameters = ReconstructFourierParameters.from_dict(values)
-        scores = [parameters.score_label] if parameters.score_label else SCORES
-        return ReconstructFourierExecutor(parameters, *devices).reconstruct(
-            convert.particles_from_set(complete_input(self), labels=scores if parameters.score_b_factor else ()),
-            self._getExtraPath(),
-            NAME,
-            progress=forms.progress_log(self, "Particles inserted"),
-        )
+        executor = ReconstructFourierExecutor(parameters, *devices)
+        labels = ([parameters.score_label] if parameters.score_label else SCORES) if parameters.score_b_factor else ()
+        state, folder = self._getExtraPath("state"), self._getExtraPath()
+        for images, complete in arrivals(self, LEAST):
+            particles = convert.particles_from_set(images, labels=labels)
+            grows = not complete or os.path.isdir(state)
+            progress = forms.progress_log(self, "Particles inserted")
+            result = executor.reconstruct(particles, folder, NAME, progress, state if grows else None)
+            if not complete:
+                self.info(f"{result.summary()}\nMore particles are to come.")
+        shutil.rmtree(state, ignore_errors=True)
+        return result
 
     def createOutputStep(self):
         result = self.result()
@@ -213,9 +226,11 @@ class XmippAccelProtReconstructFourier(ParticleExecution, ProtReconstruct3D):
         return []
 
     def _summary(self):
-        if not self.hasAttribute("outputVolume"):
+        if not os.path.exists(self._getExtraPath(self._resultFile)):
             return []
-        return [*self._warnings(), *ReconstructFourierResult.from_json(self.result()).summary().splitlines()]
+        lines = ReconstructFourierResult.from_json(self.result()).summary().splitlines()
+        more = [] if self.hasAttribute("outputVolume") else ["More particles are to come."]
+        return [*self._warnings(), *lines, *more]
 
     def _methods(self):
         if not self.hasAttribute("outputVolume"):
@@ -234,3 +249,10 @@ class XmippAccelProtReconstructFourier(ParticleExecution, ProtReconstruct3D):
 
     def _citations(self):
         return ["Strelak2019", "Chen2013"]
+
+    @classmethod
+    def worksInStreaming(cls):
+        return True
+
+    def _stepsCheck(self):
+        """The step itself looks for new particles."""

@@ -213,26 +213,29 @@ def wait_for(protocol, condition, seconds=60):
         time.sleep(0.3)
 
 
-def test_an_input_that_grows_is_waited_for_and_groups_give_errors(project, imported):  # noqa: F811
-    """Scipion itself starts the protocol on a complete set; here it is launched before that."""
+def test_the_map_grows_with_the_input_and_groups_give_errors(project, imported):  # noqa: F811
     path = Path(imported.outputParticles.getFileName())
     whole = shutil.copy(path, path.with_suffix(".whole"))
     with sqlite3.connect(path) as database:
-        database.execute("DELETE FROM Objects WHERE id > 50")
-        database.execute("UPDATE Properties SET value = 50 WHERE key = '_size'")
+        database.execute(f"DELETE FROM Objects WHERE id > {COUNT - 60}")
+        database.execute(f"UPDATE Properties SET value = {COUNT - 60} WHERE key = '_size'")
         database.execute("UPDATE Properties SET value = 1 WHERE key = '_streamState'")
     protocol = project.newProtocol(XmippAccelProtReconstructFourier, errorGroups=2, **CPU_ONLY)
     protocol.inputParticles.copy(output_pointer(imported, "outputParticles"))
-    assert not protocol.worksInStreaming() and protocol.validate() == []
+    assert protocol.worksInStreaming() and protocol.validate() == []
     project.launchProtocol(protocol, wait=False)
     try:
-        wait_for(protocol, lambda: "Waiting for the rest of the particles" in log_of(protocol))
+        wait_for(protocol, lambda: "More particles are to come" in log_of(protocol))
+        assert protocol.result()["particles"] == COUNT - 60
+        summary = "\n".join(protocol.summary())
+        assert "More particles" in summary and not os.path.exists(protocol._getPath("fscs.sqlite"))
     finally:
         shutil.move(whole, path)
     wait_for(protocol, lambda: project._updateProtocol(protocol) is not None and not protocol.isActive())
     run = project.getProtocol(protocol.getObjId())
     assert run.isFinished(), log_of(run)
-    assert run.result()["particles"] == COUNT
+    assert run.result()["particles"] == COUNT and run.result()["state"]["kept"] == COUNT - 60
+    assert not os.path.exists(run._getExtraPath("state"))
     errors, rate = read_volume(run.outputErrorMap.getFileName())
     assert rate == RATE == run.outputErrorMap.getSamplingRate()
     full, _ = read_volume(run.outputVolume.getFileName())
