@@ -68,8 +68,8 @@ class XmippAccelProtReconstructFourier(ParticleExecution, ProtReconstruct3D):
     The parameters have the names of Xmipp's protocol. Of those, *approx*, *legacy*, *correctEnvelope* and
     *extraParams* have no counterpart: a workflow that holds them is read without them.
 
-    While particles arrive, the map is made again whenever there are a fifth more of them; it becomes an output, and
-    so the input of other protocols, once it is of all of them.
+    While particles arrive, the map is made again whenever there are a fifth more of them. It becomes an output, for
+    other protocols to take, when all of them are in it.
     """
 
     _label = "reconstruct fourier"
@@ -102,8 +102,7 @@ class XmippAccelProtReconstructFourier(ParticleExecution, ProtReconstruct3D):
             allowsNull=True,
             condition="useHalves or (refineIterations > 0 and refineSupport)",
             label="Mask",
-            help="Of the map's box and sampling rate: for the FSC, in place of the sphere, and for what confines the "
-            "map to a mask.",
+            help="For the FSC, in place of the sphere, and to confine the map to. Of the map's box and pixels.",
         )
         form.addParam(
             "correctCTF",
@@ -133,7 +132,9 @@ class XmippAccelProtReconstructFourier(ParticleExecution, ProtReconstruct3D):
                 values[field] = convert.volume_file(getattr(self, name).get(), self._getTmpPath())
         parameters = ReconstructFourierParameters.from_dict(values)
         executor = ReconstructFourierExecutor(parameters, *devices)
-        labels = ([parameters.score_label] if parameters.score_label else SCORES) if parameters.score_b_factor else ()
+        labels = (
+            ([parameters.score_label] if parameters.score_label else SCORES) if parameters.score_b_factor else ()
+        )
         state, folder = self._getExtraPath("state"), self._getExtraPath()
         for images, complete in arrivals(self, LEAST):
             particles = convert.particles_from_set(images, labels=labels)

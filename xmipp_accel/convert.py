@@ -94,7 +94,7 @@ def particles_from_set(images, folder=None, labels=(), items=None) -> Particles:
         What the set's relative paths are relative to; the current folder, which in a run is the project's.
     labels : sequence of str
         Attributes that become columns in `extra`, such as ``maxCC`` or ``rlnMaxValueProbDistribution``.
-    items : iterable of Particle
+    items : list of Particle
         Of the set; all by default.
 
     Returns
@@ -110,10 +110,10 @@ def particles_from_set(images, folder=None, labels=(), items=None) -> Particles:
         Its optics groups cannot be read.
     """
     folder = Path(folder or os.curdir).resolve()
-    first = images.getFirstItem()
-    if first is None:
+    first = _some(images) if items is None else items
+    if not first:
         raise ProcessingError("particle set: expected particles, found none")
-    columns = _Columns(images.getAlignment(), first, (GROUP, *BEAM_TILT, *labels))
+    columns = _Columns(images.getAlignment(), first[0], (GROUP, *BEAM_TILT, *labels))
     acquisition, rate = images.getAcquisition(), float(images.getSamplingRate())
     optics = _optics(acquisition)
     for particle in images.iterItems() if items is None else items:
@@ -157,18 +157,20 @@ def particles_from_set(images, folder=None, labels=(), items=None) -> Particles:
     return particles
 
 
+def _some(images, **query):
+    """A list of the first item that a query finds; unlike Scipion's own first item, it does not lock the set."""
+    return [item.clone() for item in images.iterItems(limit=1, **query)]
+
+
 def one_of_each_optics_group(images) -> Particles:
     """The first particle of each optics group of a Scipion set, which tell quickly what the others are like.
 
     Raises what :func:`particles_from_set` does.
     """
-    name, first = f"_{GROUP}", images.getFirstItem()
-    items = [first]
-    if first is not None and first.hasAttribute(name):
-        items = [
-            next(images.iterItems(where=f"{name}={number}", limit=1)).clone()
-            for number in images.getUniqueValues(name)
-        ]
+    name, items = f"_{GROUP}", _some(images)
+    if items and items[0].hasAttribute(name):
+        found = [_some(images, where=f"{name}={number}") for number in images.getUniqueValues(name)]
+        items = [item for one in found for item in one]
     return particles_from_set(images, items=items)
 
 

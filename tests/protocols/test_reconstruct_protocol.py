@@ -119,10 +119,12 @@ def test_the_curves_of_the_half_maps_are_outputs(from_workflow):
     frequencies, values = (np.array(list(map(float, column))) for column in from_workflow.outputFSC.getData())
     np.testing.assert_allclose(frequencies, np.arange(BOX // 2 + 1) / (BOX * RATE), atol=1e-6)
     np.testing.assert_allclose(values, result["fsc_corrected"], atol=1e-6)
-    curves = {curve.getObjLabel(): curve.getData()[1] for curve in from_workflow.outputFSCs.iterItems()}
+    curves = {
+        curve.getObjLabel(): list(map(float, curve.getData()[1])) for curve in from_workflow.outputFSCs.iterItems()
+    }
     for word, name in (("corrected", "fsc_corrected"), ("without", "fsc_unmasked"), ("random", "fsc_randomised")):
         (curve,) = (values for label, values in curves.items() if word in label)
-        np.testing.assert_allclose(list(map(float, curve)), result[name], atol=1e-6)
+        np.testing.assert_allclose(curve, result[name], atol=1e-6)
     assert len(curves) == 4 and not from_workflow.hasAttribute("outputErrorMap")
 
 
@@ -186,8 +188,8 @@ def test_scipion_is_right_about_the_pixels_of_a_mask_and_of_a_map_to_subtract(co
     rest, _ = read_volume(run._getExtraPath("volume.mrc"))
     assert rest.std() < 0.3 * full.std()
     halves = [read_volume(run._getExtraPath(f"volume_half{number}.mrc"))[0] for number in (1, 2)]
-    expected = fourier_shell_correlation(*[mask * (half - half.mean()) for half in halves])
-    np.testing.assert_allclose(run.result()["fsc_masked"][1:], expected[1:], atol=0.02)
+    expected = fourier_shell_correlation(*[mask * half for half in halves])
+    np.testing.assert_allclose(run.result()["fsc_masked"][4:], expected[4:], atol=0.01)
 
 
 def test_scores_of_particles_come_from_their_attributes(compute, imported, tmp_path):
