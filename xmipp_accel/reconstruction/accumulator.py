@@ -106,7 +106,10 @@ class FourierAccumulator:
         sizes = box or self.volume.box, self.volume.sampling_rate
         g = plan_images(self.parameters, self.gridding, self.volume, *sizes)
         image = 4 * g.box * (g.box + g.padded) + 16 * g.columns * (g.padded + g.box) + 16 * g.rows * g.columns
-        budget = 0.2 * self.device.free_memory() if self.device.kind == "cuda" else 5e8
+        budget = 5e8
+        # What is free differs from run to run, and with the batches the order of additions.
+        if self.device.kind == "cuda" and not self.parameters.deterministic:
+            budget = 0.2 * self.device.free_memory()
         return int(np.clip(budget / image, 1, LARGEST_BATCH))
 
     def insert(self, images, views, group: OpticsGroup | None = None):
@@ -174,11 +177,13 @@ class FourierAccumulator:
             return
         xp = array_module(slices)
         ky, kx = np.meshgrid(np.arange(grid.rows) - grid.rows // 2, np.arange(grid.columns), indexing="ij")
-        samples = np.stack([kx, ky], axis=-1) * (self.volume.box / self.volume.padded)
-        for record, steps in zip(slices, axes[:, :2]):
+        inside = np.flatnonzero(kx**2 + ky**2 <= grid.limit)
+        samples = np.stack([kx, ky], axis=-1).reshape(-1, 2)[inside] * (self.volume.box / self.volume.padded)
+        inside = xp.asarray(inside)
+        for record, steps in zip(slices.reshape(len(slices), -1, 4), axes[:, :2]):
             value = self._reference.sample(xp.asarray((samples @ steps).astype(np.float32)))
-            record[..., 0] -= record[..., 2] * value.real
-            record[..., 1] -= record[..., 2] * value.imag
+            record[inside, 0] -= record[inside, 2] * value.real
+            record[inside, 1] -= record[inside, 2] * value.imag
 
     def _insert(self, slices, axes, curvature, sets, grid):
         matrices = np.ascontiguousarray(np.einsum("nij,gkj->ngik", axes, self._operators))
