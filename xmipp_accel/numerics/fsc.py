@@ -132,6 +132,16 @@ def _hashed(place, key, xp):
     return x.astype(xp.float32) * xp.float32(2.0**-32)
 
 
+def shell_numbers(n: int, dimensions: int = 3, xp=np):
+    """Rounded radius of every sample of an ``rfftn`` of edge `n`, int64, in units of ``1 / n`` cycles/px."""
+    full, half = xp.fft.fftfreq(n) * n, xp.fft.rfftfreq(n) * n
+    squares = half**2
+    for _ in range(dimensions - 1):
+        shape = (n,) + (1,) * squares.ndim
+        squares = (full**2).reshape(shape) + squares[None]
+    return xp.rint(xp.sqrt(squares)).astype(xp.int64)
+
+
 def frequencies(box: int, sampling_rate: float) -> np.ndarray:
     """Frequency in 1/A of each element of a correlation curve of a box of `box` px of `sampling_rate` A/px."""
     return np.arange(box // 2 + 1) / (box * sampling_rate)

@@ -18,10 +18,9 @@ import math
 
 import numpy as np
 
-from xmipp_accel.backend import array_module, fft_module, good_fft_size, to_host
+from xmipp_accel.backend import array_module, chunks, fft_module, good_fft_size, to_host
 from xmipp_accel.numerics.fsc import shell_numbers
 from xmipp_accel.reconstruction.blob import blob_apodisation
-from xmipp_accel.reconstruction.finish import _chunks
 
 BLOB = 1.9, 0, 8.5  # radius, order, alpha: little aliasing within half of the period
 FLOOR = 0.5  # of a shell's mean eigenvalue, in the preconditioner
@@ -194,7 +193,7 @@ def _convolve(x, spectrum):
     xp, fft = array_module(x), fft_module(x)
     edge, size = x.shape[0], spectrum.shape[0]
     lines = fft.fft(fft.rfft(x, n=size, axis=2), n=size, axis=1)
-    for rows in _chunks(xp, size, size * lines.shape[2]):
+    for rows in chunks(xp, size, size * lines.shape[2]):
         columns = fft.fft(lines[:, rows], n=size, axis=0)
         columns *= spectrum[:, rows]
         lines[:, rows] = fft.ifft(columns, axis=0, overwrite_x=True)[:edge]
@@ -212,7 +211,7 @@ def _to_voxels(sums, size, period):
     xp, fft = array_module(sums), fft_module(sums)
     centre = sums.shape[2] - 1
     lines = xp.empty((size, size, centre + 1), dtype=xp.complex64)
-    for columns in _chunks(xp, centre + 1, period * size):
+    for columns in chunks(xp, centre + 1, period * size):
         lines[..., columns] = _inverse(_inverse(sums[..., columns], 0, size, period), 1, size, period)
     axis = xp.arange(size) - size // 2
     across = axis[:, None] ** 2 + axis[None, :] ** 2
@@ -220,7 +219,7 @@ def _to_voxels(sums, size, period):
     table = blob_apodisation(np.sqrt(np.arange(3 * (size // 2) ** 2 + 1)), period, *BLOB)
     table = xp.asarray(table, dtype=xp.float32)
     volume = xp.empty((size,) * 3, dtype=xp.float32)
-    for planes in _chunks(xp, size, period * size):
+    for planes in chunks(xp, size, period * size):
         half = xp.zeros((*lines[planes].shape[:2], period // 2 + 1), dtype=xp.complex64)
         stored = min(centre, period // 2) + 1
         half[..., :stored] = lines[planes, :, :stored]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from xmipp_accel.backend import array_module, chunks, fft_module, to_host
+from xmipp_accel.backend import array_module, chunks, cuda_kernel, fft_module, from_host, on_all_cores, to_host
+from xmipp_accel.kernels.cpu import divide as cpu
 from xmipp_accel.reconstruction.blob import TABLE_SIZE, blob_values
 from xmipp_accel.reconstruction.geometry import VolumeGrid
 from xmipp_accel.reconstruction.gridding import Gridding
@@ -13,6 +14,7 @@ from xmipp_accel.reconstruction.symmetry import apply_permutations, complete_pla
 
 FLOOR = 1e-3  # of a shell's mean weight: what has less is damped, as in RELION
 XMIPP_LEAST_WEIGHT = 1e-3
+THREADS, ROWS = 256, 64  # of the CUDA kernels' blocks
 
 
 def join_sides(sums, gridding: Gridding, permutations):
@@ -57,71 +59,83 @@ def make_map(sums, grid: VolumeGrid, gridding: Gridding, wiener=0.0, fsc=None):
     -------
     (box, box, box) float32 array on the same device
     """
-    xp = array_module(sums)
-    weights = _shell_weights(sums, grid, gridding, wiener, fsc)
+    xp, added = array_module(sums), None
+    if not gridding.as_xmipp or wiener or fsc is not None:
+        added = _added_weights(sums, grid, wiener, fsc)
     slabs = xp.empty((grid.box,) + sums.shape[1:3], dtype=xp.complex64)
-    for rows in chunks(xp, sums.shape[1], sums.shape[0] * sums.shape[2]):
-        mean = _divide(sums[:, rows], _squares(sums, slice(None), rows), weights, grid)
-        slabs[:, rows] = _cut_inverse(mean, 0, grid)
-    fft, kept = fft_module(sums), _kept(grid, xp)
-    volume = xp.empty((grid.box,) * 3, dtype=xp.float32)
-    for planes in chunks(xp, grid.box, slabs[0].size):
-        lines = _cut_inverse(slabs[planes], 1, grid)
-        volume[planes] = xp.take(fft.irfft(lines, n=grid.padded, axis=2), kept, axis=2)
+    volume, kept = xp.empty((grid.box,) * 3, dtype=xp.float32), _kept(grid, xp)
+
+    def along_z(rows):
+        shape = grid.padded, min(rows.stop, sums.shape[1]) - rows.start, sums.shape[2]
+        spectrum = xp.zeros(shape, dtype=xp.complex64)
+        _divide(spectrum, sums, rows.start, added, grid)
+        slabs[:, rows] = xp.take(_fft(xp).ifft(spectrum, axis=0, overwrite_x=True), kept, axis=0)
+
+    def across(planes):
+        lines = _rows_to_box(slabs[planes], grid)
+        volume[planes] = xp.take(_fft(xp).irfft(lines, n=grid.padded, axis=2), kept, axis=2)
+
+    _in_chunks(along_z, xp, sums.shape[1], sums.shape[0] * sums.shape[2])
+    _in_chunks(across, xp, grid.box, slabs[0].size)
     volume /= _apodisation(grid, gridding, xp)
     return volume
 
 
-def _shell_weights(sums, grid, gridding, wiener, fsc):
-    """(mean weight, added weight) of each rounded radius, float32; None where Xmipp's rule divides the sums."""
-    if gridding.as_xmipp and not wiener and fsc is None:
-        return None
-    xp, means = array_module(sums), _shell_means(sums)
-    if fsc is None:
-        return means, (wiener * means).astype(xp.float32)
-    added = xp.asarray(added_weights(to_host(means), fsc, grid.box / grid.padded))
-    return means, added.astype(xp.float32)
-
-
-def _squares(sums, planes, rows):
-    """Squared radius of the voxels of some planes and rows, float32."""
-    xp = array_module(sums)
-    centre = sums.shape[2] - 1
-    full = (xp.arange(2 * centre + 1) - centre).astype(xp.float32) ** 2
-    half = xp.arange(centre + 1).astype(xp.float32) ** 2
-    return full[planes, None, None] + full[None, rows, None] + half[None, None, :]
-
-
-def _shells(squares):
-    xp = array_module(squares)
-    return xp.rint(xp.sqrt(squares)).astype(xp.int64)
-
-
-def _shell_means(sums):
-    """Mean weight of each rounded radius, float32."""
-    xp = array_module(sums)
-    size = 2 * sums.shape[2] + 1
-    total, count = xp.zeros(size), xp.zeros(size)
-    for planes in chunks(xp, sums.shape[0], sums.shape[1] * sums.shape[2]):
-        shells = _shells(_squares(sums, planes, slice(None))).ravel()
-        total += xp.bincount(shells, sums[planes][..., 2].ravel(), size)
-        count += xp.bincount(shells, minlength=size)
-    return (total / xp.maximum(count, 1)).astype(xp.float32)
-
-
-def _divide(sums, squares, weights, grid):
-    """Weighted mean of the samples in part of a volume, complex64."""
-    xp = array_module(sums)
-    weight = sums[..., 2]
-    if weights is None:
-        divisor = xp.maximum(weight, XMIPP_LEAST_WEIGHT)
-        used = weight > XMIPP_LEAST_WEIGHT
+def _in_chunks(visit, xp, length, size):
+    parts = chunks(xp, length, size)
+    if xp is np:
+        on_all_cores(visit, parts)
     else:
-        (means, added), shells = weights, _shells(squares)
-        divisor = xp.maximum(weight + added[shells], FLOOR * means[shells])
-        used = (divisor > 0) & (squares <= grid.radius**2 + 0.5)
-        divisor = divisor + ~used
-    return (sums[..., 0] + xp.complex64(1j) * sums[..., 1]) * (used / divisor)
+        for part in parts:
+            visit(part)
+
+
+def _fft(xp):
+    """On the CPU for one thread, since every core has chunks of its own."""
+    return fft_module(xp.empty(0), workers=1)
+
+
+def _added_weights(sums, grid, wiener, fsc):
+    """(added weight, least divisor) of each rounded radius, float32."""
+    total, count = shell_weights(sums, grid.radius**2 + 0.5)
+    means = total / np.maximum(count, 1)
+    added = wiener * means if fsc is None else added_weights(means, fsc, grid.box / grid.padded)
+    return added.astype(np.float32), (FLOOR * means).astype(np.float32)
+
+
+def shell_weights(sums, limit):
+    """See :func:`xmipp_accel.kernels.reference.divide.shell_weights`; on the host."""
+    xp = array_module(sums)
+    if xp is np:
+        return cpu.shell_weights(sums, limit)
+    out = xp.zeros((2, 2 * sums.shape[2] + 1))
+    blocks = -(-sums.shape[1] // ROWS), sums.shape[0]
+    arguments = sums, out, np.int32(sums.shape[2] - 1), np.float32(limit)
+    cuda_kernel("divide", "shell_weights")(blocks, (THREADS,), arguments, shared_mem=out.nbytes)
+    return to_host(out)
+
+
+def _divide(spectrum, sums, first, added, grid):
+    """Means of samples into part of an FFT's order; without `added` by Xmipp's rule."""
+    xp = array_module(sums)
+    least, limit = 0.0, grid.radius**2 + 0.5
+    if added is None:
+        nothing = np.zeros(2 * sums.shape[2] + 1, np.float32)
+        added, least, limit = (nothing, nothing), XMIPP_LEAST_WEIGHT, np.inf
+    extra, floor = (from_host(weights, xp) for weights in added)
+    divide(spectrum, sums, first, extra, floor, least, limit)
+
+
+def divide(spectrum, sums, first, added, floor, least, limit):
+    """See :func:`xmipp_accel.kernels.reference.divide.divide`."""
+    if array_module(sums) is np:
+        cpu.divide(spectrum, sums, first, added, floor, least, limit)
+        return
+    padded, rows, columns = spectrum.shape
+    sizes = map(np.int32, (columns - 1, padded, rows, first))
+    blocks = -(-columns // THREADS), rows, sums.shape[0]
+    arguments = (spectrum, sums, added, floor, *sizes, np.float32(least), np.float32(limit))
+    cuda_kernel("divide", "divide")(blocks, (THREADS,), arguments)
 
 
 def _spread(accumulator, gridding):
@@ -154,18 +168,14 @@ def _kept(grid, xp):
     return xp.asarray((np.arange(grid.box) - grid.box // 2) % grid.padded)
 
 
-def _cut_inverse(transform, axis, grid):
-    """Inverse FFT along a centred `axis` on the padded grid, cut to the box with the origin at ``box // 2``."""
-    xp, fft = array_module(transform), fft_module(transform)
-    padded, centre = grid.padded, grid.centre
-    shape = list(transform.shape)
-    shape[axis] = padded
-    spectrum = xp.zeros(shape, dtype=xp.complex64)
-    moved, source = xp.moveaxis(spectrum, axis, 0), xp.moveaxis(transform, axis, 0)
+def _rows_to_box(transform, grid):
+    """Inverse FFT along the centred axis 1 on the padded grid, cut to the box with the origin at ``box // 2``."""
+    xp, padded, centre = array_module(transform), grid.padded, grid.centre
+    spectrum = xp.zeros((len(transform), padded, transform.shape[2]), dtype=xp.complex64)
     positive, negative = min(centre, padded // 2), min(centre, (padded - 1) // 2)
-    moved[: positive + 1] = source[centre : centre + positive + 1]
-    moved[padded - negative :] = source[centre - negative : centre]
-    return xp.take(fft.ifft(spectrum, axis=axis, overwrite_x=True), _kept(grid, xp), axis=axis)
+    spectrum[:, : positive + 1] = transform[:, centre : centre + positive + 1]
+    spectrum[:, padded - negative :] = transform[:, centre - negative : centre]
+    return xp.take(_fft(xp).ifft(spectrum, axis=1, overwrite_x=True), _kept(grid, xp), axis=1)
 
 
 def _apodisation(grid, gridding, xp):

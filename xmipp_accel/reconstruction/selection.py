@@ -28,15 +28,20 @@ class Selection:
         With their boxes and sampling rates.
     numbers : (n,) int64 array
         Of the optics group of each row.
+    scores : (float, float), optional
+        The best score and their standard deviation, where they decide the decays.
     """
 
     rows: np.ndarray
     views: Views
     groups: dict
     numbers: np.ndarray
+    scores: tuple[float, float] | None = None
 
     def batches(self, size_of) -> list[slice]:
         """Slices of the rows, each within one optics group and of ``size_of(box)`` particles at most."""
+        if not len(self.rows):
+            return []
         borders = np.flatnonzero(np.diff(self.numbers)) + 1
         found = []
         for first, last in zip([0, *borders.tolist()], [*borders.tolist(), len(self.rows)]):
@@ -69,8 +74,15 @@ def decide(parameters: ReconstructFourierParameters, particles) -> ReconstructFo
     return dataclasses.replace(parameters, ctf=ctf)
 
 
-def select(parameters: ReconstructFourierParameters, particles) -> Selection:
+def select(parameters: ReconstructFourierParameters, particles, scores=None) -> Selection:
     """The enabled particles of positive weight.
+
+    Parameters
+    ----------
+    parameters : ReconstructFourierParameters
+    particles : Particles
+    scores : (float, float), optional
+        Of earlier particles, see :class:`Selection`; by default of these.
 
     Raises
     ------
@@ -97,14 +109,19 @@ def select(parameters: ReconstructFourierParameters, particles) -> Selection:
     if parameters.error_groups:
         sets = np.zeros(len(rows)) if halves is None else halves
         groups = assign_groups(sets, parameters.error_groups, parameters.seed)
+    decays = None
+    if parameters.score_b_factor:
+        values = _scores(parameters, chosen)
+        scores = scores or (float(values.max()), float(values.std()) or 1.0)
+        decays = parameters.score_b_factor * (scores[0] - values) / scores[1]
     views = Views.from_particles(
         chosen,
         weights=chosen.weight if parameters.use_weights else None,
-        decays=_decays(parameters, chosen) if parameters.score_b_factor else None,
+        decays=decays,
         halves=halves,
         groups=groups,
     )
-    return Selection(rows, views, chosen.used_groups(), chosen.optics_group)
+    return Selection(rows, views, chosen.used_groups(), chosen.optics_group, scores)
 
 
 def _require(good, message, values):
@@ -113,8 +130,8 @@ def _require(good, message, values):
         raise ParameterError(f"{message} {values[row]:g} for particle {row + 1}")
 
 
-def _decays(parameters, particles):
-    """B factors from scores; cisTEM weighs so too (Grigorieff, eLife 2016, 5:e15383), from the mean score down."""
+def _scores(parameters, particles):
+    """What B factors are made of, as in cisTEM (Grigorieff, eLife 2016, 5:e15383) from the mean score down."""
     labels = [parameters.score_label] if parameters.score_label else SCORES
     label = next((label for label in labels if label in particles.extra), None)
     if label is None:
@@ -124,5 +141,4 @@ def _decays(parameters, particles):
         )
     scores = np.asarray(particles.extra[label], dtype=np.float64)
     _require(np.isfinite(scores), f"score_b_factor: expected finite {label}, found", scores)
-    deviation = scores.std()
-    return parameters.score_b_factor * (scores.max() - scores) / (deviation if deviation > 0 else 1.0)
+    return scores

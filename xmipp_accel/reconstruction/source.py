@@ -25,10 +25,12 @@ class BatchSource:
     particles : xmipp_accel.io.particles.Particles
     device : Device
         Where the images are wanted.
+    inspect : callable, optional
+        Called by the readers with rows and their images (n, box, box), on the host and as they are.
     """
 
-    def __init__(self, particles, device: Device):
-        self._particles, self._device = particles, device
+    def __init__(self, particles, device: Device, inspect=None):
+        self._particles, self._device, self._inspect = particles, device, inspect
         # One batch is inserted, another one's images may still be in use when it is enqueued.
         self._ahead = AHEAD[device.kind]
         self._buffers: queue.SimpleQueue = queue.SimpleQueue()
@@ -84,6 +86,8 @@ class BatchSource:
 
     def _read(self, images, usable, rows, part):
         images[part] = self._particles.images(rows[part])
+        if self._inspect is not None:
+            self._inspect(rows[part], images[part])
         bad = ~np.isfinite(images[part].sum(axis=(1, 2)))
         images[part][bad] = 0
         usable[part] = ~bad
