@@ -168,6 +168,10 @@ class ReconstructFourierParameters(Parameters):
                 "ewald: expected images with a CTF that is not corrected, and the method trilinear or blob "
                 f"without a map to subtract, found ctf {self.ctf!r} and method {self.method!r}"
             )
+        if self.noise_weights and self.method.startswith("xmipp"):
+            raise ParameterError(
+                f"noise_weights: expected the method trilinear, blob or nearest, found {self.method!r}"
+            )
         if self.error_groups == 1:
             raise ParameterError("error_groups: expected 0, or at least 2 to compare, found 1")
         if self.refine_iterations:
