@@ -207,8 +207,9 @@ def test_the_noise_and_the_scale_of_scores_stay_those_of_the_start(tmp_path):
     _, *expected = _run(first, tmp_path, state, **choices)
     begun = load_state(state)
     particles.extra["maxCC"][40:] += 0.05
-    _, other, *_ = _run(particles, tmp_path, state, **choices)
-    _, *found = _run(first, tmp_path, state, **choices)
+    grown, other, *_ = _run(particles, tmp_path, state, **choices)
+    shrunk, *found = _run(first, tmp_path, state, **choices)
+    assert (_changes(grown), _changes(shrunk)) == ((30, 0, 30), (0, 30, 30))
     _near(found, expected, 5e-5)
     ended = load_state(state)
     assert ended.scores == begun.scores == (first.extra["maxCC"].max(), first.extra["maxCC"].std())
@@ -424,6 +425,7 @@ def test_the_old_state_is_valid_until_the_new_one_is_complete(plain, tmp_path, m
         patch.setattr(states.np if failing == "np.save" else states, failing.split(".")[-1], broken)
         with pytest.raises(OSError, match="No space"):
             _run(plain, tmp_path, state)
+    assert len(list(state.glob("sums_*"))) == (1 if failing == "np.save" else 2)
     result, *found = _run(part, tmp_path, state)
     assert _changes(result) == (0, 0, 30)
     np.testing.assert_array_equal(found, expected)
