@@ -100,7 +100,7 @@ class XmippAccelProtReconstructFourier(ParticleExecution, ProtReconstruct3D):
             params.PointerParam,
             pointerClass="VolumeMask",
             allowsNull=True,
-            condition="useHalves or (refineIterations > 0 and refineSupport)",
+            condition="useHalves",
             label="Mask",
             help="For the FSC, in place of the sphere, and to confine the map to. Of the map's box and pixels.",
         )
