@@ -37,8 +37,8 @@ class ReconstructFourierParameters(Parameters):
     use_weights: bool = parameter(False, "Multiply each particle by its weight; weight 0 leaves it out.")
     mask_diameter: float = parameter(
         0.0,
-        "Diameter of the particle, for the soft sphere of the masked FSC, for ewald and for noise_weights; 0 takes "
-        "0.8 of the box.",
+        "Diameter of the particle, for the soft sphere of the masked FSC, ewald and noise_weights; 0 takes 0.8 of "
+        "the box.",
         unit="A",
         minimum=0.0,
     )
