@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.movie_data import GENERATOR, SHARED
-from xmipp_accel.io.particles import read_particles
+from xmipp_accel.io.particles import read_particles, write_particles
 from xmipp_accel.io.volumes import write_volume
 from xmipp_accel.simulate.particles import simulate_particles
 
@@ -92,4 +92,11 @@ def _simulated_particles(folder, n, box, snr, shift, seed, ctf, classes):
     )
     volume = folder / "volume_truth.mrc"
     write_volume(volume, truth.phantom.volume(box, sampling_rate), sampling_rate)
+    # Simulated tables come without poses; those of the reference folder have the true ones.
+    (rot, tilt, psi), (shift_y, shift_x) = truth.eulers.T, truth.shifts.T
+    posed = dataclasses.replace(
+        read_particles(folder / "particles.star"),
+        rot=rot, tilt=tilt, psi=psi, shift_y=shift_y, shift_x=shift_x, has_pose=True,
+    )  # fmt: skip
+    write_particles(folder / "particles.star", posed)
     return BenchmarkParticles(folder / "particles.star", volume, truth.eulers, truth.views)

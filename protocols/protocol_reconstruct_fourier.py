@@ -33,6 +33,8 @@ EXPERT = (
     Entry("blobRadius", "blob_radius", "Blob radius", "method in (1, 3, 4)"),
     Entry("blobOrder", "blob_order", "Blob order", "method in (1, 3, 4)"),
     Entry("blobAlpha", "blob_alpha", "Blob alpha", "method in (1, 3, 4)"),
+    Entry("refineIterations", "refine_iterations", "Least-squares iterations"),
+    Entry("refineSupport", "refine_support", "Confine to the mask?", "refineIterations > 0"),
     Entry("errorGroups", "error_groups", "Groups for errors"),
     Entry("seed", "seed", "Random seed", "useHalves"),
     Entry("ewald", "ewald", "Ewald sphere"),

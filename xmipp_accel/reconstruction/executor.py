@@ -177,8 +177,8 @@ def merge_states(states, state, output_folder, name="volume", devices=()) -> Rec
 
 
 def _mask(parameters, box, sampling_rate):
-    """The mask for the FSC, if there is one in a file."""
-    if not (parameters.halves and parameters.mask_file):
+    """The mask for the FSC and the support, if there is one in a file."""
+    if not (parameters.mask_file and (parameters.halves or parameters.refine_support)):
         return None
     return read_mask(parameters.mask_file, box, sampling_rate)
 
@@ -195,7 +195,7 @@ def _result(files, accumulator, statistics, requested):
         particles_half2=sum(counts[groups:]),
         skipped=0,
         symmetry=accumulator.parameters.symmetry.lower(),
-        method=accumulator.parameters.method,
+        method="least_squares" if requested.refine_iterations else requested.method,
         ctf=accumulator.parameters.ctf,
         device="",
         seconds={},

@@ -125,8 +125,7 @@ def compare_halves(half1, half2, sampling_rate, mask_diameter=0.0, mask=None, se
     xp, box = array_module(half1), half1.shape[0]
     diameter = 0.0
     if mask is None:
-        diameter = mask_diameter if mask_diameter > 0 else 0.8 * box * sampling_rate
-        mask = soft_sphere(box, diameter / sampling_rate / 2, MASK_EDGE, xp)
+        mask, diameter = sphere_mask(box, sampling_rate, mask_diameter, xp)
     mask = xp.asarray(mask)
     masked = correlation_curve(shell_sums(half_transform(half1, mask), half_transform(half2, mask)))
     spectra = [half_transform(half1), half_transform(half2)]
@@ -150,6 +149,12 @@ def compare_halves(half1, half2, sampling_rate, mask_diameter=0.0, mask=None, se
         resolution_unmasked=resolution_at(unmasked, THRESHOLD, sampling_rate, box),
         mask_diameter=float(diameter),
     )
+
+
+def sphere_mask(box: int, sampling_rate: float, diameter=0.0, xp=np):
+    """Soft sphere (box, box, box) float32 of `diameter` A, and that diameter; 0 takes 0.8 of the box."""
+    diameter = diameter if diameter > 0 else 0.8 * box * sampling_rate
+    return soft_sphere(box, diameter / sampling_rate / 2, MASK_EDGE, xp), diameter
 
 
 def _with_random_phases(spectrum, shell, seed, level, mask):

@@ -137,9 +137,14 @@ def plan_slices(parameters, gridding: Gridding, volume, group, optics=None, nois
     group : xmipp_accel.io.optics_groups.OpticsGroup
         With its box and sampling rate.
     optics : ParticleOptics, optional
-        Of one of its particles; beam tilt needs voltage and Cs.
+        Of one or more of its particles; beam tilt needs voltage and Cs.
     noise : (box // 2 + 1,) array, optional
         Power of the noise by ring of the image; the weights of samples are divided by it.
+
+    Raises
+    ------
+    ParameterError
+        A beam tilt has no lens, or the Ewald sphere images that are multiplied by their CTF.
     """
     magnification = np.asarray(group.magnification)
     stretch = float(np.linalg.norm(magnification, 2))
@@ -147,6 +152,10 @@ def plan_slices(parameters, gridding: Gridding, volume, group, optics=None, nois
     mode = CTF_MODES[parameters.ctf]
     if group.premultiplied and mode:
         mode = CTF_MODES["premultiplied"]
+        if parameters.ewald != "none":
+            raise ParameterError(
+                f"ewald: expected images without their CTF, found them multiplied in optics group {group.name!r}"
+            )
     return SlicePlan(grid, gridding, mode, magnification, _table(grid, group, optics, noise))
 
 
@@ -160,6 +169,8 @@ def _table(grid, group, optics, noise):
     table[..., 2] = 1.0
     if aberrated:
         lens = {} if optics is None else dict(voltage=np.mean(optics.voltage), cs=np.mean(optics.cs))
+        if any(group.beam_tilt) and not lens:
+            raise ParameterError(f"beam tilt: expected voltage and Cs of optics group {group.name!r}, found none")
         tilt = dict(beam_tilt=group.beam_tilt, magnification=group.magnification)
         table[..., 0] = -even_phase(x, y, group.even_zernike, group.magnification)
         table[..., 1] = odd_phase(x, y, group.odd_zernike, **tilt, **lens)

@@ -45,6 +45,9 @@ class ReconstructFourierResult:
         File of the standard error of each voxel; empty without `error_groups`, like what follows.
     relative_error : list of float
         Standard error of each shell over the map's amplitude.
+    residuals : list of float
+        Of each iteration of a least-squares map: what its fit leaves of the samples brought to the voxels, as a
+        fraction; empty for direct maps.
     growth : dict
         Resolution against the number of particles: see :class:`~.jackknife.Growth`.
     state : dict
@@ -81,6 +84,7 @@ class ReconstructFourierResult:
     relative_error: list[float] = dataclasses.field(default_factory=list)
     growth: dict[str, Any] = dataclasses.field(default_factory=dict)
     unusable: int = 0
+    residuals: list[float] = dataclasses.field(default_factory=list)
     state: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def summary(self) -> str:
@@ -98,6 +102,8 @@ class ReconstructFourierResult:
                 f"resolution at FSC 0.143: {self.resolution:.2f} A within {mask}, "
                 f"{self.resolution_unmasked:.2f} A without mask"
             )
+        if self.residuals:
+            lines.append(f"least squares: {len(self.residuals)} iterations, residual {self.residuals[-1]:.1e}")
         if self.coverage:
             lines.append(_coverage_line(self.coverage))
         if self.growth.get("b_factor"):
