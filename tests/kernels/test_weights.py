@@ -32,9 +32,9 @@ def _spread(device, slices, matrices, curvature, images, centre=None):
     centre = 2 * slices.shape[2] - 1 if centre is None else centre
     shape = (2 * centre + 1, 2 * centre + 1, centre + 1)
     expected = np.zeros(shape)
-    reference.insert_weights(expected, slices, matrices, curvature, images, TABLE, RADIUS)
+    reference.insert_weights(expected, 0, slices, matrices, curvature, images, TABLE, RADIUS)
     found = device.asarray(np.zeros(shape, np.float32))
-    insert_weights(found, device.asarray(slices), matrices, curvature, images, TABLE, RADIUS)
+    insert_weights(found, 0, device.asarray(slices), matrices, curvature, images, TABLE, RADIUS)
     return to_host(join_weights(found, IDENTITY)), join_weights(expected, IDENTITY)
 
 
@@ -67,6 +67,20 @@ def test_what_leaves_the_grid_is_dropped(device):
     _agree(*_spread(device, slices, matrices, curvature, np.arange(3), centre=6))
 
 
+def test_some_planes_are_those_of_the_whole(device):
+    slices, matrices, curvature = _problem(3, 15, 8)
+    whole, images = np.zeros((31, 31, 16)), np.arange(3)
+    reference.insert_weights(whole, 0, slices, matrices, curvature, images, TABLE, RADIUS)
+    for first, last in ((0, 9), (9, 30), (30, 31), (7, 7)):
+        expected = np.zeros((last - first, 31, 16))
+        reference.insert_weights(expected, first, slices, matrices, curvature, images, TABLE, RADIUS)
+        np.testing.assert_array_equal(expected, whole[first:last])
+        found = device.asarray(np.zeros(expected.shape, np.float32))
+        insert_weights(found, first, device.asarray(slices), matrices, curvature, images, TABLE, RADIUS)
+        # Rounding decides which of two opposite voxels of the plane x = 0 takes a sample.
+        np.testing.assert_allclose(to_host(found)[..., 1:], expected[..., 1:], atol=5e-4 * whole.max())
+
+
 def test_axis_aligned_planes_hit_whole_voxels(device):
     """Matrices of zeros and ones exercise the degenerate intervals and x = 0."""
     slices, _, curvature = _problem(24, 15, 8)
@@ -86,7 +100,7 @@ def test_operators_that_keep_the_grid_need_no_insertion():
     slices, matrices, curvature = _problem(3, 15, 8, operators="d2")
     expected = _spread(CPU, slices, matrices, curvature, np.arange(3))[1]
     once = np.zeros(expected.shape)
-    reference.insert_weights(once, slices, matrices[:, :1], curvature, np.arange(3), TABLE, RADIUS)
+    reference.insert_weights(once, 0, slices, matrices[:, :1], curvature, np.arange(3), TABLE, RADIUS)
     np.testing.assert_allclose(join_weights(once, np.rint(group).astype(int)), expected, atol=1e-3)
 
 

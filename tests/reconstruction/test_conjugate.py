@@ -8,19 +8,11 @@ from xmipp_accel.backend import CPU, good_fft_size, to_host
 from xmipp_accel.numerics.ctf import ctf_image
 from xmipp_accel.numerics.fsc import fourier_shell_correlation, soft_sphere
 from xmipp_accel.numerics.rotations import random_matrices
-from xmipp_accel.reconstruction.blob import blob_table
-from xmipp_accel.reconstruction.conjugate import (
-    BLOB,
-    add_prior,
-    adjoint_image,
-    solve,
-    toeplitz_spectrum,
-    weights_shape,
-)
-from xmipp_accel.reconstruction.insert import insert_blob
+from xmipp_accel.reconstruction.conjugate import BLOB, add_prior, solve
+from xmipp_accel.reconstruction.geometry import VolumeGrid
+from xmipp_accel.reconstruction.gridding import Gridding
+from xmipp_accel.reconstruction.inversion import LeastSquares
 from xmipp_accel.reconstruction.optics import ParticleOptics
-from xmipp_accel.reconstruction.symmetry import complete_plane, join_weights
-from xmipp_accel.reconstruction.weights import insert_weights
 
 IDENTITY = np.eye(3, dtype=int)[None]
 
@@ -39,23 +31,19 @@ def _records(images, ctf=None, radius=None):
     return np.stack([values.real, values.imag, weights, 0 * weights], axis=-1).astype(np.float32)
 
 
-def _operators(device, slices, matrices, box):
+def _operators(device, slices, matrices, box, curvature=0.0):
     """(A* W F, spectrum of A* W A, band)."""
     radius, period = slices.shape[2] - 1, good_fft_size(2 * box)
-    centre = radius + 2
-    values = device.asarray(np.zeros((2 * centre + 1, 2 * centre + 1, centre + 1, 4), np.float32))
-    weights = device.asarray(np.zeros(weights_shape(radius), np.float32))
-    matrices, flat, images = (
-        matrices[:, None].astype(np.float32),
-        np.zeros(len(slices), np.float32),
-        np.arange(len(slices)),
-    )
-    slices, kernel = device.asarray(slices), (blob_table(*BLOB), BLOB[0])
-    insert_blob(values, 0, slices, matrices, flat, images, *kernel, radius + BLOB[0])
-    insert_weights(weights, slices, 2 * matrices, flat, images, *kernel)
-    complete_plane(values)
-    weights = join_weights(weights, IDENTITY)
-    return adjoint_image(values, box, period), toeplitz_spectrum(weights, box, period), radius * box / period
+    grid = VolumeGrid(box, SAMPLING, period, radius, radius + 2)
+    inversion = LeastSquares(Gridding("blob", False, *BLOB, ""), grid, IDENTITY, wiener=0.0, iterations=1)
+    part = [device.asarray(np.zeros(shape, np.float32)) for shape in inversion.shapes]
+    matrices, images = matrices[:, None].astype(np.float32), np.arange(len(slices))
+    curvature = np.full(len(slices), curvature, np.float32)
+    whole = inversion.bands((0, grid.shape[0]))
+    reach = radius + BLOB[0]
+    inversion.insert(part, whole, device.asarray(slices), matrices, curvature, images, reach)
+    equations = inversion.join(part)
+    return equations.right, equations.spectrum, radius * box / period
 
 
 def _refine(images, matrices, device=CPU, ctf=None, radius=None, iterations=12, prior=None, support=None):
@@ -68,11 +56,12 @@ def _refine(images, matrices, device=CPU, ctf=None, radius=None, iterations=12, 
     return to_host(found), residuals
 
 
-def _frequencies(slices, matrices):
+def _frequencies(slices, matrices, curvature=0.0):
     """Voxel positions and records of all samples that count, with their mates."""
     rows, columns = slices.shape[1:3]
     ky, kx = np.meshgrid(np.arange(rows) - rows // 2, np.arange(columns), indexing="ij")
-    k = (matrices[:, None, 0] * kx.reshape(-1, 1) + matrices[:, None, 1] * ky.reshape(-1, 1)).reshape(-1, 3)
+    steps = np.stack([kx, ky, curvature * (kx**2 + ky**2)], axis=-1).reshape(-1, 3)
+    k = (steps @ matrices).reshape(-1, 3)
     records = slices.reshape(-1, 4).astype(np.float64)
     values, weights = records[:, 0] + 1j * records[:, 1], records[:, 2]
     return np.concatenate([k, -k]), np.concatenate([values, values.conj()]), np.concatenate([weights, weights])
@@ -86,15 +75,15 @@ def _sum_waves(k, values, size, period):
 
 
 @pytest.mark.parametrize("box", [8, 9])
-@pytest.mark.parametrize("band", ["whole", "inner"])
-def test_operators_are_the_sums_over_samples(device, box, band):
+@pytest.mark.parametrize("band, curvature", [("whole", 0.0), ("inner", 0.0), ("inner", 0.05)])
+def test_operators_are_the_sums_over_samples(device, box, band, curvature):
     rng = np.random.default_rng(box)
     images, matrices = rng.normal(size=(3, box, box)), random_matrices(3, rng)
     period = good_fft_size(2 * box)
     ctf = ctf_image(period, SAMPLING, np.array([9000.0, 12000.0, 15000.0]))
     slices = _records(images, ctf, None if band == "whole" else 5)
-    right, spectrum, _ = _operators(device, slices, matrices, box)
-    k, values, weights = _frequencies(slices, matrices)
+    right, spectrum, _ = _operators(device, slices, matrices, box, curvature)
+    k, values, weights = _frequencies(slices, matrices, curvature)
     # The blob lets 0.1 to 0.4 % alias; what is not folded at Nyquist makes several.
     assert _difference(to_host(right), _sum_waves(k, values, box, period)) < 6e-3
     kernel = np.fft.fftshift(np.fft.irfftn(to_host(spectrum)))

@@ -21,9 +21,9 @@ def covered(matrices, device=CPU, **choices):
     accumulator = FourierAccumulator(parameters, device, BOX, SAMPLING)
     views = Views(matrices, np.zeros((len(matrices), 2)))
     accumulator.insert(np.zeros((len(matrices), BOX, BOX), np.float32), views)
-    ((sums,), _), grid = accumulator.export(), accumulator.volume
+    (sums,), _ = accumulator.export()
     sums = join_sides(device.asarray(sums), accumulator.gridding, np.eye(3, dtype=int)[None])
-    return measure_coverage(sums, BOX, grid.padded, grid.radius**2)
+    return measure_coverage(sums, accumulator.volume)
 
 
 def tilted(largest, rng):

@@ -13,8 +13,9 @@ from xmipp_accel.io.optics_groups import OpticsGroup
 from xmipp_accel.numerics.projection import VolumeSpectrum
 from xmipp_accel.numerics.symmetry import symmetry_matrices
 from xmipp_accel.reconstruction.finish import join_sides, make_map
-from xmipp_accel.reconstruction.geometry import plan_volume
+from xmipp_accel.reconstruction.geometry import plan_images, plan_volume
 from xmipp_accel.reconstruction.gridding import plan_gridding
+from xmipp_accel.reconstruction.inversion import plan_inversion
 from xmipp_accel.reconstruction.maps import Maps, make_maps
 from xmipp_accel.reconstruction.prepare import CTF_MODES, SlicePlan, plan_slices
 from xmipp_accel.reconstruction.symmetry import factorise
@@ -22,11 +23,12 @@ from xmipp_accel.reconstruction.symmetry import factorise
 logger = logging.getLogger(__name__)
 
 LARGEST_BATCH = 1024
+LIKE = 0.1  # of directions: six degrees
 SIDEBANDS = {"none": ((0, 0),), "standard": ((1, 1), (-1, -1)), "reversed": ((1, -1), (-1, 1))}
 
 
 class FourierAccumulator:
-    """Sums of inserted images on one device: one array for each half set and, within it, each group.
+    """Sums of inserted images on one device: a part for each half set and, within it, each group.
 
     Parameters
     ----------
@@ -59,13 +61,20 @@ class FourierAccumulator:
         splits = (np.eye(3, dtype=int)[None], group) if self.gridding.spreads_at_the_end else factorise(group)
         self._permutations: np.ndarray = splits[0]
         self._operators: np.ndarray = splits[1]
+        self._inversion = plan_inversion(parameters, self.gridding, self.volume, self._permutations)
+        self._bands = self._inversion.bands(self.planes)
         self._plans: dict[Any, SlicePlan] = {}
         self._reference: VolumeSpectrum | None = None
         self.groups = max(1, parameters.error_groups)
         self.counts = [0] * ((2 if parameters.halves else 1) * self.groups)
         with device.activate():
-            shape = (self.planes[1] - self.planes[0], *self.volume.shape[1:])
-            self._sums: Any = [device.xp.zeros(shape, dtype=np.float32) for _ in self.counts]
+            self._parts: Any = [self._new_part() for _ in self.counts]
+
+    def _new_part(self):
+        banded = zip(self._bands, self._inversion.shapes)
+        return [
+            self.device.xp.zeros((last - first, *shape[1:]), dtype=np.float32) for (first, last), shape in banded
+        ]
 
     def subtract_from_now_on(self, volume):
         """Take the projections of `volume` (box, box, box) from the images that are inserted from now on."""
@@ -86,26 +95,33 @@ class FourierAccumulator:
 
     @property
     def sums(self) -> list:
-        """Arrays of the layout of :mod:`xmipp_accel.kernels.reference.insert`, on the device."""
+        """Arrays of all parts, on the device, of the layout of :mod:`xmipp_accel.kernels.reference.insert`.
+
+        For least squares each is followed by one of :mod:`xmipp_accel.kernels.reference.weights`.
+        """
         self._check_unfinished()
-        return self._sums
+        return [array for part in self._parts for array in part]
 
     def plane_bytes(self) -> int:
-        """Bytes of a plane of all sums."""
-        return 16 * len(self.counts) * self.volume.shape[1] * self.volume.shape[2]
+        """Bytes of a plane of all sums, with what goes with it."""
+        part = sum(4 * int(np.prod(shape, dtype=np.int64)) for shape in self._inversion.shapes)
+        return -(-len(self.counts) * part // self.volume.shape[0])
 
     def finish_bytes(self) -> int:
         """Bytes that the most demanding moment of making maps takes besides the sums."""
-        voxels = int(np.prod(self.volume.shape[:3], dtype=np.int64))
-        return voxels * ((44 if len(self._permutations) > 1 else 16) + (64 if self.parameters.error_groups else 0))
+        return self._inversion.finish_bytes(self.groups)
 
     def batch_size(self, box=None) -> int:
         """How many images of `box` px, the map's by default, one call of :meth:`insert` should get."""
         if self.parameters.batch_size > 0:
             return self.parameters.batch_size
-        g = self.plan(OpticsGroup("", self.volume.sampling_rate, box or self.volume.box)).grid
+        sizes = box or self.volume.box, self.volume.sampling_rate
+        g = plan_images(self.parameters, self.gridding, self.volume, *sizes)
         image = 4 * g.box * (g.box + g.padded) + 16 * g.columns * (g.padded + g.box) + 16 * g.rows * g.columns
-        budget = 0.2 * self.device.free_memory() if self.device.kind == "cuda" else 5e8
+        budget = 5e8
+        # What is free differs from run to run, and with the batches the order of additions.
+        if self.device.kind == "cuda" and not self.parameters.deterministic:
+            budget = 0.2 * self.device.free_memory()
         return int(np.clip(budget / image, 1, LARGEST_BATCH))
 
     def insert(self, images, views, group: OpticsGroup | None = None):
@@ -151,7 +167,8 @@ class FourierAccumulator:
         """Insert a batch, in parts where the device has no room for all of it."""
         images, shifts, factors, axes, curvature, sets = arrays
         count = len(images)
-        images = self.device.asarray(images, np.float32)
+        if array_module(images) is not self.device.xp or images.dtype != np.float32:
+            images = self.device.asarray(images, np.float32)  # which waits for what the device does
         for sideband, bend in SIDEBANDS[self.parameters.ewald]:
             try:
                 slices = plan.slices(images, shifts, factors, sideband)
@@ -173,21 +190,25 @@ class FourierAccumulator:
             return
         xp = array_module(slices)
         ky, kx = np.meshgrid(np.arange(grid.rows) - grid.rows // 2, np.arange(grid.columns), indexing="ij")
-        samples = np.stack([kx, ky], axis=-1) * (self.volume.box / self.volume.padded)
+        # The spectrum ends where the samples do, not at the corners of the slices.
+        inside = ky**2 + kx**2 <= grid.limit
+        samples = np.stack([kx, ky], axis=-1) * inside[..., None] * (self.volume.box / self.volume.padded)
+        inside = xp.asarray(inside)
         for record, steps in zip(slices, axes[:, :2]):
-            value = self._reference.sample(xp.asarray((samples @ steps).astype(np.float32)))
+            value = self._reference.sample(xp.asarray((samples @ steps).astype(np.float32))) * inside
             record[..., 0] -= record[..., 2] * value.real
             record[..., 1] -= record[..., 2] * value.imag
 
     def _insert(self, slices, axes, curvature, sets, grid):
         matrices = np.ascontiguousarray(np.einsum("nij,gkj->ngik", axes, self._operators))
         reach = self.gridding.reach + (grid.columns if self.gridding.as_xmipp else self.volume.radius)
-        for number, sums in enumerate(self._sums):
-            members = np.flatnonzero(sets == number)
-            self.gridding.insert(sums, self.planes[0], slices, matrices, curvature, members, reach)
+        order = _by_direction(axes[:, 2])
+        for number, part in enumerate(self._parts):
+            members = order[sets[order] == number]
+            self._inversion.insert(part, self._bands, slices, matrices, curvature, members, reach)
 
     def export(self):
-        """Sums and counts on the host, for :meth:`merge` elsewhere: (list of arrays, list of int), one a set."""
+        """Sums and counts on the host, for :meth:`merge` elsewhere: (list of arrays, list of int)."""
         return [to_host(sums) for sums in self.sums], list(self.counts)
 
     def merge(self, sums, counts, planes=None):
@@ -205,24 +226,27 @@ class FourierAccumulator:
         ParameterError
             The sums have another number or shape.
         """
-        self._check_unfinished()
-        part = slice(*planes) if planes else slice(None)
-        found, expected = [other.shape for other in sums], [own[part].shape for own in self._sums]
+        into = self.sums
+        if planes:
+            bands = self._inversion.bands(planes) * len(self._parts)
+            into = [own[first:last] for own, (first, last) in zip(into, bands)]
+        found, expected = [other.shape for other in sums], [own.shape for own in into]
         if found != expected:
             raise ParameterError(f"merge: expected sums of shapes {expected}, found {found}")
         with self.device.activate():
-            for own, other in zip(self._sums, sums):
-                own[part] += self.device.asarray(other)
+            for own, other in zip(into, sums):
+                own += self.device.asarray(other)
         self.counts = [own + other for own, other in zip(self.counts, counts)]
 
     def _check_unfinished(self):
-        if self._sums is None:
+        if self._parts is None:
             raise ProcessingError("reconstruction: the sums are used up, this accumulator is finished")
 
     def preview(self):
-        """Map (box, box, box) of all sums as they are, on the device; they are not used up."""
+        """Map (box, box, box) of all sums as they are, by division, on the device; they are not used up."""
+        self._check_unfinished()
         with self.device.activate():
-            total = sum(self.sums[1:], start=self.sums[0].copy())
+            total = sum((part[0] for part in self._parts[1:]), start=self._parts[0][0].copy())
             joined = join_sides(total, self.gridding, self._permutations)
             return make_map(joined, self.volume, self.gridding)
 
@@ -243,12 +267,20 @@ class FourierAccumulator:
         if min(self.counts) <= 0:
             which = "half" if self.groups == 1 else "group"
             raise ProcessingError(f"reconstruction: expected images in every {which}, found {self.counts}")
-        sums, self._sums = self._sums, None
+        sums, self._parts = self._parts, None
         with self.device.activate():
-            sums = [join_sides(part, self.gridding, self._permutations) for part in sums]
+            joined = [self._inversion.join(sums.pop(0)) for _ in self.counts]
             parts, counts = (
                 [values[i : i + self.groups] for i in range(0, len(values), self.groups)]
-                for values in (sums, self.counts)
+                for values in (joined, self.counts)
             )
-            del sums
-            return make_maps(parts, counts, self.volume, self.gridding, self.parameters, mask)
+            del joined
+            return make_maps(parts, counts, self._inversion, self.parameters, mask)
+
+
+def _by_direction(directions):
+    """Order in which images of like viewing direction, which reach the same voxels, follow each other."""
+    axis = np.abs(directions).argmax(axis=1)
+    along = np.take_along_axis(directions, axis[:, None], axis=1)
+    cells = np.rint(directions / np.where(along < 0, -LIKE, LIKE)).astype(np.int64)
+    return np.lexsort((*cells.T, axis))

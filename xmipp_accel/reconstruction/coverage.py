@@ -9,6 +9,7 @@ import numpy as np
 
 from xmipp_accel.backend import array_module, to_host
 from xmipp_accel.numerics.sphere import geodesic_directions, perturb_directions
+from xmipp_accel.reconstruction.geometry import VolumeGrid
 
 STEP = 4.0  # degrees between the directions that are reported
 EMPTY = 1e-3  # of a shell's mean: the voxels with less are damped when the map is made
@@ -65,8 +66,13 @@ def sampling_compensation(coverage) -> float:
     return float(1 / ((1 / sampled).mean() * sampled.mean())) if sampled.size else 0.0
 
 
-def measure_coverage(sums, box: int, padded: int, limit: float) -> Coverage:
-    """Coverage by the weights of joined sums.
+def measure_coverage(sums, grid: VolumeGrid) -> Coverage:
+    """Coverage by the weights of joined sums."""
+    return summarise_coverage(sample_weights(sums, grid))
+
+
+def sample_weights(sums, grid: VolumeGrid) -> np.ndarray:
+    """Weights of joined sums by shell of the box and direction.
 
     Instead of the whole volume, one voxel is read for each direction and shell, at a random place in the
     direction's cell: some 1300 samples of each shell, of whatever size.
@@ -75,19 +81,26 @@ def measure_coverage(sums, box: int, padded: int, limit: float) -> Coverage:
     ----------
     sums : (2 c + 1, 2 c + 1, c + 1, 4) float32 array
         Layout of :mod:`xmipp_accel.kernels.reference.insert`, opposite sides joined.
-    box, padded : int
-        Edges of the map and of the padded volume, px.
-    limit : float
-        Largest squared radius of a used voxel.
+    grid : VolumeGrid
+
+    Returns
+    -------
+    (s, d) float64 array
+        On the host, of shells 0 to s - 1 and the :func:`hemisphere` directions.
     """
-    shells = min(box // 2, int(np.sqrt(limit) * box / padded + 1e-6)) + 1
+    box, padded = grid.box, grid.padded
+    shells = min(box // 2, int(grid.radius * box / padded + 1e-6)) + 1
     directions = hemisphere()
     spread = perturb_directions(np.tile(directions, (shells, 1)), STEP / 4, np.random.default_rng(0))
     radii = np.repeat(np.arange(shells) * (padded / box), len(directions))
-    weights = _weights_at(sums, np.rint(spread * radii[:, None]).astype(np.int64)).reshape(shells, -1)
+    return _weights_at(sums, np.rint(spread * radii[:, None]).astype(np.int64)).reshape(shells, -1)
+
+
+def summarise_coverage(weights) -> Coverage:
+    """Coverage from the weights of :func:`sample_weights`, which may be summed over parts of the images."""
     mean = weights.mean(axis=1)
     relative = weights / np.where(mean > 0, mean, 1.0)[:, None]
-    by_direction = relative[shells // 2 :].mean(axis=0).round(4)
+    by_direction = relative[len(relative) // 2 :].mean(axis=0).round(4)
     return Coverage(
         mean=mean,
         minimum=weights.min(axis=1),
@@ -95,7 +108,7 @@ def measure_coverage(sums, box: int, padded: int, limit: float) -> Coverage:
         directions=by_direction,
         scf=sampling_compensation(by_direction),
         empty_directions=float((by_direction < SPARSE * by_direction.mean()).mean()),
-        weakest=_weakest(directions, by_direction),
+        weakest=_weakest(hemisphere(), by_direction),
     )
 
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from xmipp_accel.reconstruction import insert
 from xmipp_accel.reconstruction.blob import blob_apodisation, blob_table
+from xmipp_accel.reconstruction.conjugate import BLOB
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +47,8 @@ class Gridding:
         return self.as_xmipp and self.kernel == "nearest"
 
     @functools.cached_property
-    def _table(self):
+    def table(self):
+        """Blob by squared distance, see :func:`~.blob.blob_table`."""
         return blob_table(self.radius, self.order, self.alpha)
 
     def insert(self, sums, first, slices, matrices, curvature, images, reach):
@@ -56,7 +58,7 @@ class Gridding:
         if self.kernel == "trilinear":
             insert.insert_trilinear(*volume, curvature, images, **how)
         elif self.kernel == "blob":
-            insert.insert_blob(*volume, curvature, images, self._table, self.radius, reach, **how)
+            insert.insert_blob(*volume, curvature, images, self.table, self.radius, reach, **how)
         else:
             insert.insert_nearest(*volume, images, reach)
 
@@ -74,6 +76,9 @@ class Gridding:
 
 def plan_gridding(parameters) -> Gridding:
     """The gridding that the parameters ask for."""
+    how = insert.REPEATABLE if parameters.deterministic else ""
+    if parameters.refine_iterations:
+        return Gridding("blob", False, *BLOB, how)
     kernels = {"xmipp": "blob", "xmipp_fast": "nearest"}
     return Gridding(
         kernel=kernels.get(parameters.method, parameters.method),
@@ -81,5 +86,5 @@ def plan_gridding(parameters) -> Gridding:
         radius=parameters.blob_radius,
         order=parameters.blob_order,
         alpha=parameters.blob_alpha,
-        how=insert.REPEATABLE if parameters.deterministic else "",
+        how=how,
     )

@@ -42,13 +42,21 @@ def assign_halves(given, seed: int) -> np.ndarray:
     -------
     (n,) int64 array of 1 and 2
     """
-    halves = np.array(given, dtype=np.int64)
-    if len(halves) > 1 and halves[0] in (1, 2) and (halves == halves[0]).all():
-        logger.warning("All %d particles are of half set %d: splitting them at random", len(halves), halves[0])
-        halves[:] = 0
-    free = np.flatnonzero((halves != 1) & (halves != 2))
+    halves, given = given_halves(given), np.asarray(given)
+    if len(given) and given[0] in (1, 2) and not halves.any():
+        logger.warning("All %d particles are of half set %d: splitting them at random", len(halves), given[0])
+    free = np.flatnonzero(halves == 0)
     order = np.random.default_rng(seed).permutation(len(free))
     halves[free] = 1 + order % 2
+    return halves
+
+
+def given_halves(given) -> np.ndarray:
+    """Half sets that particles must have, (n,) int64 array of 1 and 2, and 0 where it is free."""
+    halves = np.array(given, dtype=np.int64)
+    halves[(halves != 1) & (halves != 2)] = 0
+    if len(halves) > 1 and (halves == halves[0]).all():
+        halves[:] = 0
     return halves
 
 
@@ -117,8 +125,7 @@ def compare_halves(half1, half2, sampling_rate, mask_diameter=0.0, mask=None, se
     xp, box = array_module(half1), half1.shape[0]
     diameter = 0.0
     if mask is None:
-        diameter = mask_diameter if mask_diameter > 0 else 0.8 * box * sampling_rate
-        mask = soft_sphere(box, diameter / sampling_rate / 2, MASK_EDGE, xp)
+        mask, diameter = sphere_mask(box, sampling_rate, mask_diameter, xp)
     mask = xp.asarray(mask)
     masked = correlation_curve(shell_sums(half_transform(half1, mask), half_transform(half2, mask)))
     spectra = [half_transform(half1), half_transform(half2)]
@@ -142,6 +149,12 @@ def compare_halves(half1, half2, sampling_rate, mask_diameter=0.0, mask=None, se
         resolution_unmasked=resolution_at(unmasked, THRESHOLD, sampling_rate, box),
         mask_diameter=float(diameter),
     )
+
+
+def sphere_mask(box: int, sampling_rate: float, diameter=0.0, xp=np):
+    """Soft sphere (box, box, box) float32 of `diameter` A, and that diameter; 0 takes 0.8 of the box."""
+    diameter = diameter if diameter > 0 else 0.8 * box * sampling_rate
+    return soft_sphere(box, diameter / sampling_rate / 2, MASK_EDGE, xp), diameter
 
 
 def _with_random_phases(spectrum, shell, seed, level, mask):

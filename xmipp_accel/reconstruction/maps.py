@@ -9,9 +9,8 @@ from typing import Any
 import numpy as np
 
 from xmipp_accel.numerics.fsc import frequencies
-from xmipp_accel.reconstruction.coverage import Coverage, measure_coverage
-from xmipp_accel.reconstruction.finish import make_map
-from xmipp_accel.reconstruction.halves import HalfMapAgreement, compare_halves
+from xmipp_accel.reconstruction.coverage import Coverage
+from xmipp_accel.reconstruction.halves import HalfMapAgreement, compare_halves, sphere_mask
 from xmipp_accel.reconstruction.jackknife import Growth, StandardErrors, jackknife, resolution_by_number
 
 
@@ -19,7 +18,8 @@ from xmipp_accel.reconstruction.jackknife import Growth, StandardErrors, jackkni
 class Maps:
     """Maps (box, box, box) float32 on the device of the sums, and statistics on the host.
 
-    What comes from half maps or from groups is None without them.
+    What comes from half maps or from groups is None without them. The residuals are those of each iteration of the
+    full map, if it was made by iterations.
     """
 
     full: Any
@@ -29,6 +29,7 @@ class Maps:
     agreement: HalfMapAgreement | None
     errors: StandardErrors | None
     growth: Growth | None
+    residuals: list[float]
 
     def statistics(self, sampling_rate: float) -> dict[str, Any]:
         """Fields of :class:`~.result.ReconstructFourierResult`, as plain values."""
@@ -37,6 +38,8 @@ class Maps:
         fields["coverage"]["frequencies"] = shells[: len(self.coverage.mean)].tolist()
         if self.agreement is not None:
             fields.update(_plain(self.agreement))
+        if self.residuals:
+            fields["residuals"] = self.residuals
         if self.errors is not None:
             fields["relative_error"] = self.errors.relative.tolist()
         if self.growth is not None:
@@ -49,23 +52,28 @@ def _plain(values):
     return {field.name: np.asarray(getattr(values, field.name)).tolist() for field in dataclasses.fields(values)}
 
 
-def make_maps(parts, counts, grid, gridding, parameters, mask=None) -> Maps:
+def make_maps(parts, counts, inversion, parameters, mask=None) -> Maps:
     """Half maps, their FSC, the full map regularised by it if wanted, coverage, and errors from groups.
 
     Parameters
     ----------
     parts : sequence of sequences of arrays
-        ``parts[half][group]``: joined sums, all on one device; used up.
+        ``parts[half][group]``: joined, all on one device; used up.
     counts : sequence of sequences of int
         Their numbers of particles.
-    grid : VolumeGrid
-    gridding : Gridding
+    inversion : DirectInversion
     parameters : ReconstructFourierParameters
     mask : (box, box, box) array, optional
-        For the comparison of half maps, in place of the sphere.
+        For the comparison of half maps, and where maps are confined, in place of the sphere.
     """
-    wiener = parameters.wiener_constant if parameters.regularisation == "constant" else 0.0
-    to_map = functools.partial(make_map, grid=grid, gridding=gridding, wiener=wiener)
+    grid = inversion.volume
+    if parameters.refine_iterations and parameters.refine_support:
+        sphere = sphere_mask(grid.box, grid.sampling_rate, parameters.mask_diameter)[0]
+        inversion = inversion.within(sphere if mask is None else mask)
+
+    def to_map(joined, fsc=None):
+        return inversion.solve(joined, fsc)[0]
+
     compare = functools.partial(
         compare_halves,
         sampling_rate=grid.sampling_rate,
@@ -91,12 +99,11 @@ def make_maps(parts, counts, grid, gridding, parameters, mask=None) -> Maps:
         sums[0] += sums.pop()
         fsc = agreement.fsc_corrected if parameters.regularisation == "fsc" else None
     (total,) = sums
-    full = to_map(total, fsc=fsc)
+    full, residuals = inversion.solve(total, fsc)
     if grouped:
         groups = [part for own in parts for part in own]
         errors = jackknife(groups, total, full, functools.partial(to_map, fsc=fsc))
-    coverage = measure_coverage(total, grid.box, grid.padded, grid.radius**2)
-    return Maps(full, *halves, coverage, agreement, errors, growth)
+    return Maps(full, *halves, inversion.coverage(total), agreement, errors, growth, residuals)
 
 
 def _total(parts):

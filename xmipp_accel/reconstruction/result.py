@@ -45,8 +45,14 @@ class ReconstructFourierResult:
         File of the standard error of each voxel; empty without `error_groups`, like what follows.
     relative_error : list of float
         Standard error of each shell over the map's amplitude.
+    residuals : list of float
+        Of each iteration of a least-squares map: what its fit leaves of the samples brought to the voxels, as a
+        fraction; empty for direct maps.
     growth : dict
         Resolution against the number of particles: see :class:`~.jackknife.Growth`.
+    state : dict
+        With a state, how many particles were ``added`` to its sums, ``removed`` and ``kept``, one that changed
+        being removed and added; ``anew`` tells whether all of them were inserted.
     """
 
     volume: str
@@ -78,6 +84,8 @@ class ReconstructFourierResult:
     relative_error: list[float] = dataclasses.field(default_factory=list)
     growth: dict[str, Any] = dataclasses.field(default_factory=dict)
     unusable: int = 0
+    residuals: list[float] = dataclasses.field(default_factory=list)
+    state: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def summary(self) -> str:
         """The result in a few lines for a terminal."""
@@ -85,12 +93,17 @@ class ReconstructFourierResult:
             f"{self.volume}: {self.box} px at {self.sampling_rate:g} A/px, {self.symmetry}, from {self.particles} "
             f"particles ({self.skipped} skipped, {self.unusable} unusable), method {self.method}, CTF {self.ctf}"
         ]
+        if self.state:
+            line = "sums: {added} particles added, {removed} removed, {kept} kept".format(**self.state)
+            lines.append(line + (", all inserted anew" if self.state["anew"] and self.state["kept"] else ""))
         if self.frequencies:
             mask = f"{self.mask_diameter:.0f} A" if self.mask_diameter else "the mask"
             lines.append(
                 f"resolution at FSC 0.143: {self.resolution:.2f} A within {mask}, "
                 f"{self.resolution_unmasked:.2f} A without mask"
             )
+        if self.residuals:
+            lines.append(f"least squares: {len(self.residuals)} iterations, residual {self.residuals[-1]:.1e}")
         if self.coverage:
             lines.append(_coverage_line(self.coverage))
         if self.growth.get("b_factor"):

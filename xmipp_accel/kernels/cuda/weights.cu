@@ -1,9 +1,10 @@
 // Spreading of the samples' weights alone; layouts as in kernels/reference/weights.py. The order of the sums varies.
 
-__global__ void insert_weights(float* __restrict__ sums, int centre, const float4* __restrict__ slices,
-                               const float* __restrict__ matrices, const float* __restrict__ curvature,
-                               const int* __restrict__ images, int rows, int columns, int operators,
-                               const float* __restrict__ table, int table_size, float radius) {
+__global__ void insert_weights(float* __restrict__ sums, int centre, int first, int planes,
+                               const float4* __restrict__ slices, const float* __restrict__ matrices,
+                               const float* __restrict__ curvature, const int* __restrict__ images, int rows,
+                               int columns, int operators, const float* __restrict__ table, int table_size,
+                               float radius) {
   const int image = images[blockIdx.y], sample = blockIdx.x * blockDim.x + threadIdx.x;
   if (sample >= rows * columns) return;
   const float weight = slices[(size_t)image * rows * columns + sample].z;
@@ -26,7 +27,9 @@ __global__ void insert_weights(float* __restrict__ sums, int centre, const float
           const float squares = dyz + (ix - x) * (ix - x);
           if (squares > radius2) continue;
           const int side = ix < 0 ? -1 : 1;
-          const size_t row = (side * iz + centre) * edge + (side * iy + centre);
+          const int plane = side * iz + centre - first;
+          if (plane < 0 || plane >= planes) continue;
+          const size_t row = plane * edge + (side * iy + centre);
           atomicAdd(sums + row * (centre + 1) + side * ix, weight * table[(int)(squares * scale + 0.5f)]);
         }
       }

@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 
 
-def insert_weights(sums, slices, matrices, curvature, images, table, radius):
+def insert_weights(sums, first, slices, matrices, curvature, images, table, radius):
     """Add the weights of images to `sums` (float64, in place), each to the voxels within `radius` of its sample.
 
     Sample (ky, kx) lies at ``a kx + b ky + n c (kx^2 + ky^2)``; rows a, b, n of `matrices` carry the scale of the
@@ -18,6 +18,8 @@ def insert_weights(sums, slices, matrices, curvature, images, table, radius):
 
     Parameters
     ----------
+    first : int
+        Plane of the whole grid at which `sums` begin; what falls on planes that they lack is dropped.
     curvature : (n,) array
         c of each image; 0 is a plane.
     images : (m,) integer array
@@ -29,7 +31,7 @@ def insert_weights(sums, slices, matrices, curvature, images, table, radius):
     """
     reach = int(np.ceil(radius))
     offsets = np.stack(np.meshgrid(*[np.arange(-reach, reach + 2)] * 3, indexing="ij"), -1).reshape(-1, 3)
-    centre = sums.shape[0] // 2
+    planes, centre = len(sums), sums.shape[1] // 2
     rows, columns = slices.shape[1:3]
     ky, kx = np.meshgrid(np.arange(rows) - rows // 2, np.arange(columns), indexing="ij")
     steps = np.stack([kx, ky, kx**2 + ky**2], axis=-1).reshape(-1, 3).astype(np.float64)
@@ -43,4 +45,6 @@ def insert_weights(sums, slices, matrices, curvature, images, table, radius):
                 used = (squares <= radius**2) & (np.abs(voxel) <= centre).all(axis=1)
                 kernel = table[np.rint(squares[used] * (len(table) - 1) / radius**2).astype(int)]
                 x, y, z = np.where(voxel[used, :1] < 0, -voxel[used], voxel[used]).T
-                np.add.at(sums, (z + centre, y + centre, x), weight[used] * kernel.astype(np.float64))
+                plane, added = z + centre - first, weight[used] * kernel.astype(np.float64)
+                here = (plane >= 0) & (plane < planes)
+                np.add.at(sums, (plane[here], y[here] + centre, x[here]), added[here])
