@@ -18,6 +18,7 @@ from xmipp_accel.io.images import write_stack
 from xmipp_accel.io.particles import read_particles, write_particles
 from xmipp_accel.io.volumes import read_volume, write_volume
 from xmipp_accel.simulate.particles import simulate_particles
+from xmipp_accel.simulate.phantom import protein_phantom
 
 MAP = SHARED / "data" / "maps" / "8zpm_1.5A_96.mrc"
 
@@ -108,8 +109,9 @@ def _reference_particles(folder, n, box, snr, shift, seed, ctf, classes):
 def _simulated_particles(folder, n, box, snr, shift, seed, ctf, classes):
     optics = {} if ctf else {"defocus": None}
     sampling_rate = 144.0 / min(box, 96)
+    phantom = protein_phantom(0.6 * min(box, 128) * sampling_rate, seed)
     truth = simulate_particles(
-        folder, n, box, sampling_rate, snr, shift, seed=seed, views=classes or None, **optics
+        folder, n, box, sampling_rate, snr, shift, seed=seed, views=classes or None, phantom=phantom, **optics
     )
     volume = folder / "volume_truth.mrc"
     write_volume(volume, truth.phantom.volume(box, sampling_rate), sampling_rate)

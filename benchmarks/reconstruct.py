@@ -35,6 +35,7 @@ METHODS: dict[str, dict[str, Any]] = {
 OURS = {
     "xmipp_accel": (),
     "xmipp_accel --padding-images 1": ("--padding-images", "1"),
+    "xmipp_accel --padding-images 1 --method blob": ("--padding-images", "1", "--method", "blob"),
     "xmipp_accel --no-halves": ("--no-halves",),
 }
 FIGURES = {"trilinear": "inband_trilinear", "blob": "inband_blob", "conjugate gradients, 12": "inband_cg"}
