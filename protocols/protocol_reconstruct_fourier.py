@@ -154,6 +154,8 @@ class XmippAccelProtReconstructFourier(ParticleExecution, ProtReconstruct3D):
                 f"Half maps agree up to {result['resolution']:.2f} A (FSC 0.143; "
                 f"{result['resolution_unmasked']:.2f} A without mask)."
             )
+        if result["residuals"]:
+            lines.append(f"Least squares in {len(result['residuals'])} iterations.")
         return [*lines, f"{result['seconds']['total']:.1f} s on {result['device']}."]
 
     def _methods(self):
