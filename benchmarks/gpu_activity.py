@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import shutil
 import statistics
@@ -52,6 +53,27 @@ def utilization(call, seconds, device):
     # nvidia-smi looks back for up to a second: its first samples show the time before.
     samples = samples[len(samples) // 4 :]
     return statistics.mean(samples) / 100 if samples else None
+
+
+def joules(call, device):
+    """Energy that the whole GPU takes during `call`, from its own counter (NVML); None without a GPU."""
+    if device.kind == "cpu":
+        call()
+        return None
+    nvml, handle = ctypes.CDLL("libnvidia-ml.so.1"), ctypes.c_void_p()
+    before, after = ctypes.c_ulonglong(), ctypes.c_ulonglong()
+    identity = device.xp.cuda.runtime.deviceGetPCIBusId(device.index).encode()
+    for status in (
+        nvml.nvmlInit_v2(),
+        nvml.nvmlDeviceGetHandleByPciBusId_v2(identity, ctypes.byref(handle)),
+        nvml.nvmlDeviceGetTotalEnergyConsumption(handle, ctypes.byref(before)),
+    ):
+        if status:
+            raise OSError(f"NVML: expected status 0, found {status}")
+    call()
+    device.xp.cuda.Device(device.index).synchronize()
+    nvml.nvmlDeviceGetTotalEnergyConsumption(handle, ctypes.byref(after))
+    return (after.value - before.value) / 1e3
 
 
 def traced_activity(call):

@@ -54,13 +54,12 @@ def make_particles(
     made = min(count, same_images or count)
     matrices, label = _orientations(made, views, rng)
     shifts = rng.uniform(-shift, shift, (made, 2))
-    optics = dict(defocus_u=rng.uniform(*_DEFOCUS, made)) if ctf else {}
+    optics = dict.fromkeys(("defocus_u", "defocus_v"), rng.uniform(*_DEFOCUS, made)) if ctf else {}
     with section_writer(folder / "particles.mrcs", rate, volume=False) as append:
         for images in _images(device.asarray(volume, np.float32), rate, matrices, shifts, optics, snr, seed):
             append(images)
     row = np.arange(count) % made
     columns = {name: values[row] for name, values in optics.items()}
-    columns |= {"defocus_v": columns["defocus_u"]} if ctf else {}
     stack = [str(folder / "particles.mrcs")] * count
     particles = Particles(stack=stack, index=row, sampling_rate=rate, has_ctf=ctf, **columns)
     write_particles(folder / "particles.star", particles)

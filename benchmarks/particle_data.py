@@ -14,8 +14,9 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.movie_data import GENERATOR, SHARED
-from xmipp_accel.io.particles import read_particles
-from xmipp_accel.io.volumes import write_volume
+from xmipp_accel.io.images import write_stack
+from xmipp_accel.io.particles import read_particles, write_particles
+from xmipp_accel.io.volumes import read_volume, write_volume
 from xmipp_accel.simulate.particles import simulate_particles
 
 MAP = SHARED / "data" / "maps" / "8zpm_1.5A_96.mrc"
@@ -73,6 +74,26 @@ def make_particles(folder, *, n, box, snr, shift, seed, ctf=False, classes=0) ->
     return make(Path(folder), n, box, snr, shift, seed, ctf, classes)
 
 
+def cut_out(made, folder, box) -> BenchmarkParticles:
+    """The middle `box` px of images and map, as a program would extract particles from a micrograph.
+
+    Both generators apply the CTF to the box as if it were periodic, so that signal which leaves it on one side
+    comes in on the other. It does not in what is cut from the middle.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    particles = made.particles
+    first = (particles.box - box) // 2
+    inner = slice(first, first + box)
+    stack, volume = folder / "particles.mrcs", folder / "volume_truth.mrc"
+    write_stack(stack, particles.images()[:, inner, inner], particles.sampling_rate)
+    write_volume(volume, read_volume(made.volume)[0][inner, inner, inner], particles.sampling_rate)
+    groups = {number: dataclasses.replace(group, box=box) for number, group in particles.groups.items()}
+    cut = dataclasses.replace(particles, stack=[str(stack)] * len(particles), groups=groups)
+    write_particles(folder / "particles.star", cut)
+    return dataclasses.replace(made, star=folder / "particles.star", volume=volume)
+
+
 def _reference_particles(folder, n, box, snr, shift, seed, ctf, classes):
     options = dict(out=folder, map=MAP, n=n, box=box, snr=snr, shift=shift, seed=seed, classes=classes)
     arguments = [str(part) for key, value in options.items() for part in (f"--{key}", value)]
@@ -92,4 +113,11 @@ def _simulated_particles(folder, n, box, snr, shift, seed, ctf, classes):
     )
     volume = folder / "volume_truth.mrc"
     write_volume(volume, truth.phantom.volume(box, sampling_rate), sampling_rate)
+    # Simulated tables come without poses; those of the reference folder have the true ones.
+    (rot, tilt, psi), (shift_y, shift_x) = truth.eulers.T, truth.shifts.T
+    posed = dataclasses.replace(
+        read_particles(folder / "particles.star"),
+        rot=rot, tilt=tilt, psi=psi, shift_y=shift_y, shift_x=shift_x, has_pose=True,
+    )  # fmt: skip
+    write_particles(folder / "particles.star", posed)
     return BenchmarkParticles(folder / "particles.star", volume, truth.eulers, truth.views)

@@ -1,13 +1,16 @@
 import dataclasses
+import io
 
 import numpy as np
 import pytest
+from emtable import Table
 from pwem.constants import ALIGN_2D, ALIGN_3D, ALIGN_NONE, ALIGN_PROJ
 from pwem.convert.transformations import euler_matrix
 from pwem.objects import Acquisition, Movie, Particle, SetOfClasses2D, SetOfMovies, SetOfParticles, Transform
+from pyworkflow.object import Float, Integer
 
 from xmipp_accel import convert
-from xmipp_accel.errors import ParameterError, ProcessingError
+from xmipp_accel.errors import InputFileError, ParameterError, ProcessingError
 from xmipp_accel.io.images import write_stack
 from xmipp_accel.io.optics_groups import OpticsGroup
 from xmipp_accel.io.particles import Particles
@@ -209,6 +212,123 @@ def test_particles_of_several_sizes_do_not_fit_into_a_set():
     mixed = particles(optics_group=[1, 2, 2, 2, 2, 2, 2], groups=groups)
     with pytest.raises(ParameterError, match="one pixel size and one box in all optics groups"):
         convert.fill_set(SetOfParticles(filename=":memory:"), mixed)
+
+
+def optics_text(**columns):
+    """An optics table as RELION's plugin keeps it: written by emtable."""
+    table = Table(columns=["rlnOpticsGroupName", "rlnOpticsGroup", *columns])
+    for number, values in enumerate(zip(*columns.values()), start=1):
+        table.addRow(f"group{number}", number, *values)
+    stream = io.StringIO()
+    table.writeStar(stream, tableName="optics")
+    return stream.getvalue()
+
+
+def relion_set(text, **attributes):
+    """A set as RELION's plugin leaves it: the table in its acquisition, columns as attributes of its items."""
+    plain, _ = through_scipion(particles(), ALIGN_PROJ)
+    images = SetOfParticles(filename="relion.sqlite")
+    images.copyInfo(plain)
+    images.getAcquisition().opticsGroupInfo.set(text)
+    for row, item in enumerate(plain.iterItems()):
+        new = item.clone()
+        for name, values in attributes.items():
+            setattr(new, name, Integer(values[row]) if name.endswith("Group") else Float(values[row]))
+        images.append(new)
+    images.write()
+    images.close()
+    reopened = SetOfParticles(filename="relion.sqlite")
+    reopened.loadAllProperties()
+    return reopened
+
+
+NUMBERS = [1, 2, 2, 1, 1, 2, 1]
+TABLE = dict(
+    rlnVoltage=[200.0, 300.0],
+    rlnSphericalAberration=[2.7, 2.7],
+    rlnImageSize=[4096, 4096],
+    rlnImagePixelSize=[0.625, 0.625],
+    rlnBeamTiltX=[0.1, -0.3],
+    rlnBeamTiltY=[0.2, 0.0],
+    rlnMagMat00=[1.0, 1.01],
+    rlnMagMat01=[0.0, 0.0],
+    rlnMagMat10=[0.0, 0.0],
+    rlnMagMat11=[1.0, 0.99],
+    rlnOddZernike=["[0.1,-2]", "[]"],
+    rlnCtfDataAreCtfPremultiplied=[0, 1],
+)
+
+
+def test_the_optics_groups_of_relions_plugin_are_read(folder):
+    """The table is that of micrographs, before the particles were scaled to twice the pixel size."""
+    found = convert.particles_from_set(relion_set(optics_text(**TABLE), _rlnOpticsGroup=NUMBERS))
+    np.testing.assert_array_equal(found.optics_group, NUMBERS)
+    assert found.groups == {
+        1: OpticsGroup("group1", 1.25, beam_tilt=(0.1, 0.2), odd_zernike=(0.1, -2)),
+        2: OpticsGroup("group2", 1.25, 0, ((1.01, 0), (0, 0.99)), beam_tilt=(-0.3, 0), premultiplied=True),
+    }
+    np.testing.assert_array_equal(found.voltage, np.where(np.array(NUMBERS) == 1, 200, 300))
+    assert (found.cs == 1.4).all(), "the groups agree, and the set's acquisition may have been corrected since"
+    assert not found.mixed and found.used_groups()[2].box == 8
+    np.testing.assert_allclose(found.shift_x, SHIFTS[:, 0], atol=1e-4)
+
+
+def test_pixel_sizes_that_differ_between_groups_are_kept_and_shifts_are_in_them(folder):
+    text = optics_text(**dict(TABLE, rlnImagePixelSize=[1.25, 1.0]))
+    found = convert.particles_from_set(relion_set(text, _rlnOpticsGroup=NUMBERS))
+    assert found.mixed and found.sampling_rate == 1.25 and found.groups[2].sampling_rate == 1.0
+    factor = np.where(np.array(NUMBERS) == 1, 1.0, 1.25)
+    np.testing.assert_allclose(found.shift_x, SHIFTS[:, 0] * factor, atol=1e-4)
+    np.testing.assert_allclose(found.shift_y, SHIFTS[:, 1] * factor, atol=1e-4)
+
+
+def test_optics_groups_that_do_not_fit_the_set_are_refused(folder):
+    scaled = optics_text(**dict(TABLE, rlnImagePixelSize=[0.625, 0.5]))
+    with pytest.raises(InputFileError, match=r"at the set's 1\.25 A/px, found 0\.5, 0\.625 A/px"):
+        convert.particles_from_set(relion_set(scaled, _rlnOpticsGroup=NUMBERS))
+
+
+def test_a_group_without_optics_is_refused(folder):
+    with pytest.raises(InputFileError, match="optics group 3 in data_optics"):
+        convert.particles_from_set(relion_set(optics_text(**TABLE), _rlnOpticsGroup=[3] * 7))
+
+
+def test_beam_tilts_of_particles_make_groups(folder):
+    tilts = dict(_rlnBeamTiltX=[0.5] * 3 + [0.0] * 4, _rlnBeamTiltY=[0.25] * 7)
+    found = convert.particles_from_set(relion_set("", **tilts))
+    np.testing.assert_array_equal(found.optics_group, [1, 1, 1, 2, 2, 2, 2])
+    assert {n: group.beam_tilt for n, group in found.groups.items()} == {1: (0.5, 0.25), 2: (0, 0.25)}
+
+
+def test_numbers_of_optics_groups_need_no_table(folder):
+    found = convert.particles_from_set(relion_set("", _rlnOpticsGroup=NUMBERS))
+    np.testing.assert_array_equal(found.optics_group, NUMBERS)
+    assert found.groups == {}
+
+
+def test_optics_groups_come_back_from_a_scipion_set_and_emtable_reads_them(folder):
+    groups = {
+        4: OpticsGroup("krios", 1.25, 8, ((1.01, 0.002), (-0.003, 0.99)), (0.15, -0.2), (0.1, 0.0, -12.5)),
+        2: OpticsGroup("arctica 2", 1.25, 8, even_zernike=(1 / 3, -2e-5), premultiplied=True),
+    }
+    source = particles(optics_group=[4, 4, 2, 4, 2, 2, 2], groups=groups)
+    images, found = through_scipion(source, ALIGN_PROJ)
+    np.testing.assert_array_equal(found.optics_group, source.optics_group)
+    assert found.groups[4] == dataclasses.replace(groups[4], box=0)
+    assert found.groups[2].even_zernike == pytest.approx(groups[2].even_zernike) and found.groups[2].premultiplied
+    table = Table()
+    table.readStar(io.StringIO(images.getAcquisition().opticsGroupInfo.get()), tableName="optics")
+    assert {row.rlnOpticsGroup: row.rlnBeamTiltX for row in table} == {4: 0.15, 2: 0.0}
+
+
+def test_attributes_become_columns_on_demand(folder):
+    scores = np.linspace(0.1, 0.7, 7)
+    images = relion_set("", _xmipp_maxCC=scores, _rlnLogLikeliContribution=10 * scores)
+    assert convert.particles_from_set(images).extra == {}
+    wanted = ("maxCC", "rlnMaxValueProbDistribution", "rlnLogLikeliContribution")
+    extra = convert.particles_from_set(images, labels=wanted).extra
+    assert set(extra) == {"maxCC", "rlnLogLikeliContribution"}
+    np.testing.assert_allclose(extra["maxCC"], scores, atol=1e-6)
 
 
 def movie_set(name="movie.mrcs", **acquisition):

@@ -42,6 +42,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_classify(commands)
     _add_initial_volume(commands)
     _add_reconstruct(commands)
+    _add_merge_states(commands)
     _add_demo(commands)
     _add(commands, "doctor", run_doctor, "Show what this machine has and which device would be used.")
     return parser
@@ -156,9 +157,30 @@ def _add_initial_volume(commands):
 def _add_reconstruct(commands):
     parser = _add(commands, "reconstruct", run_reconstruct, "Reconstruct a volume from particles with poses.")
     parser.add_argument("particles", type=Path, help="particles with angles and shifts in .star or .xmd")
-    parser.add_argument("--name", default="volume", help="stem of the volumes' names (default: volume)")
+    _add_name(parser)
+    parser.add_argument(
+        "--state",
+        type=Path,
+        metavar="FOLDER",
+        help="save the sums in this folder, and begin with those that it holds: only particles that are new, gone"
+        " or changed are read",
+    )
     _add_common(parser, ReconstructFourierParameters)
     _add_compat(parser, {"xmipp": dict(method="xmipp"), "xmipp-fast": dict(method="xmipp_fast")})
+
+
+def _add_merge_states(commands):
+    text = "Join states of reconstructions of disjoint sets of particles, and make the map of them all."
+    parser = _add(commands, "merge-states", run_merge_states, text)
+    parser.add_argument("states", nargs="+", type=Path, help="folders that reconstruct --state made")
+    parser.add_argument("--state", required=True, type=Path, metavar="FOLDER", help="folder for the joint state")
+    parser.add_argument("--output", required=True, type=Path, help="folder for the results, made if absent")
+    _add_name(parser)
+    _add_device(parser, SEVERAL_DEVICES)
+
+
+def _add_name(parser):
+    parser.add_argument("--name", default="volume", help="stem of the volumes' names (default: volume)")
 
 
 def _add_demo(commands):
@@ -271,8 +293,19 @@ def run_reconstruct(options) -> int:
     )
     particles = read_particles(options.particles)
     with _Progress("particles") as progress:
-        result = executor.reconstruct(particles, options.output, name=options.name, progress=progress)
+        result = executor.reconstruct(
+            particles, options.output, name=options.name, progress=progress, state=options.state
+        )
     print(result.summary())
+    return 0
+
+
+def run_merge_states(options) -> int:
+    """Join states."""
+    from xmipp_accel.reconstruction.executor import merge_states
+
+    devices = resolve_devices(options.device)
+    print(merge_states(options.states, options.state, options.output, options.name, devices).summary())
     return 0
 
 

@@ -1,8 +1,4 @@
-"""Scipion's objects to and from the package's own, without files in between.
-
-The matrices of ``pwem.objects.Transform`` follow Xmipp's plugin (specification: align_significant.md 4.2):
-ALIGN_2D stores ``[F Rz(psi) | s]`` directly, with F the mirror of x; ALIGN_PROJ the inverse of ``[A | -s]``.
-"""
+"""Scipion's objects to and from the package's own, without files in between."""
 
 from __future__ import annotations
 
@@ -12,99 +8,31 @@ from pathlib import Path
 
 import numpy as np
 from pwem.constants import ALIGN_2D, ALIGN_NONE, ALIGN_PROJ
-from pwem.objects import Acquisition, CTFModel, Particle, SetOfClasses2D, Transform
+from pwem.objects import Acquisition, CTFModel, Particle, SetOfClasses2D, Transform, Volume
 from pyworkflow.object import Float, Integer
 
 from xmipp_accel.errors import ProcessingError
 from xmipp_accel.io.particles import Particles
-from xmipp_accel.numerics.rotations import euler_to_matrix, matrix_to_euler
+from xmipp_accel.io.relion_optics import BEAM_TILT, attached_text, attached_values
+from xmipp_accel.io.volumes import SPACING_TOLERANCE, read_volume, write_volume
+from xmipp_accel.numerics.transforms import planar_pose, planar_transform, projection_pose, projection_transform
 from xmipp_accel.particle_alignment.poses import align2d_matrix
 
 # Attributes that other plugins give to particles, and that survive a way through this one.
 SUBSET, WEIGHT = "_rlnRandomSubset", "_xmipp_weight"
+GROUP = "rlnOpticsGroup"
 DEFAULT_OPTICS = (300.0, 2.7, 0.1)  # kV, mm, fraction: only where a set has no acquisition
-
-
-def projection_transform(rot, tilt, psi, shift_x, shift_y, flip=False) -> np.ndarray:
-    """Matrices that Scipion stores for a projection alignment.
-
-    Parameters
-    ----------
-    rot, tilt, psi : (n,) array_like
-        Degrees.
-    shift_x, shift_y : (n,) array_like
-        Translation to apply to the image, px.
-    flip : (n,) array_like of bool
-        Mirrored images become the projection from the other side, since a determinant of -1 is not allowed.
-
-    Returns
-    -------
-    (n, 4, 4) float64 array
-        ``[A^T | A^T s]``, the inverse of ``[A | -s]``.
-    """
-    rot, tilt, psi, sx, sy = (np.atleast_1d(np.asarray(v, np.float64)) for v in (rot, tilt, psi, shift_x, shift_y))
-    flip = np.broadcast_to(np.asarray(flip, bool), rot.shape)
-    tilt, psi, sx = np.where(flip, tilt + 180, tilt), np.where(flip, -psi, psi), np.where(flip, -sx, sx)
-    inverse = np.swapaxes(euler_to_matrix(rot, tilt, psi), -1, -2)
-    matrices = np.tile(np.eye(4), (len(rot), 1, 1))
-    matrices[:, :3, :3] = inverse
-    matrices[:, :3, 3] = np.einsum("nij,nj->ni", inverse, np.stack([sx, sy, np.zeros_like(sx)], axis=-1))
-    return matrices
-
-
-def projection_pose(matrices) -> tuple[np.ndarray, ...]:
-    """Inverse of :func:`projection_transform`: (rot, tilt, psi, shift_x, shift_y), each (n,).
-
-    Raises
-    ------
-    ProcessingError
-        A matrix mirrors the image, which Scipion does not allow.
-    """
-    matrices = np.asarray(matrices, np.float64)
-    rotations = np.swapaxes(matrices[:, :3, :3], -1, -2)
-    if np.any(np.linalg.det(rotations) < 0):
-        raise ProcessingError("projection alignment: expected rotations, found a matrix with a mirror")
-    shifts = np.einsum("nij,nj->ni", rotations, matrices[:, :3, 3])
-    return (*matrix_to_euler(rotations), shifts[:, 0], shifts[:, 1])
-
-
-def planar_transform(psi, shift_x, shift_y, flip=False) -> np.ndarray:
-    """Matrices (n, 4, 4) that Scipion stores for a 2D alignment: turn, mirror x, then shift.
-
-    Parameters
-    ----------
-    psi, shift_x, shift_y : (n,) array_like
-        Degrees; px in the frame of the average. This order differs from that of projections.
-    flip : (n,) array_like of bool
-    """
-    psi = np.deg2rad(np.atleast_1d(np.asarray(psi, np.float64)))
-    matrices = np.tile(np.eye(4), (len(psi), 1, 1))
-    cos, sin = np.cos(psi), np.sin(psi)
-    matrices[:, 0, 0], matrices[:, 0, 1], matrices[:, 1, 0], matrices[:, 1, 1] = cos, sin, -sin, cos
-    matrices[:, 0, 3], matrices[:, 1, 3] = shift_x, shift_y
-    sign = np.where(np.broadcast_to(np.asarray(flip, bool), psi.shape), -1.0, 1.0)
-    matrices[:, 0, :2] *= sign[:, None]
-    matrices[:, 2, 2] = sign
-    return matrices
-
-
-def planar_pose(matrices) -> tuple[np.ndarray, ...]:
-    """Inverse of :func:`planar_transform`: (psi, shift_x, shift_y, flip), each (n,)."""
-    matrices = np.asarray(matrices, np.float64)
-    flip = np.linalg.det(matrices[:, :2, :2]) < 0
-    return (
-        np.rad2deg(np.arctan2(-matrices[:, 1, 0], matrices[:, 1, 1])),
-        matrices[:, 0, 3],
-        matrices[:, 1, 3],
-        flip,
-    )
 
 
 class _Columns:
     """Grows the arrays of a `Particles`, one Scipion particle after the other."""
 
-    def __init__(self, alignment):
+    def __init__(self, alignment, first, labels):
         self.alignment = alignment
+        # All items of a set have the attributes of the first one.
+        known = [(label, prefix + label) for label in labels for prefix in ("_", "_xmipp_")]
+        self.attributes = {label: name for label, name in known if first.hasAttribute(name)}
+        self.block: dict[str, list] = {label: [] for label in self.attributes}
         self.stack, self.index, self.item_id, self.enabled, self.matrices = [], [], [], [], []
         self.ctf, self.optics, self.half, self.weight, self.class_id = [], [], [], [], []
 
@@ -119,6 +47,8 @@ class _Columns:
         weight = particle.getAttributeValue(WEIGHT, None)
         self.weight.append(1.0 if weight is None else float(weight))
         self.optics.append(_optics(particle.getAcquisition()) if particle.hasAcquisition() else optics)
+        for label, name in self.attributes.items():
+            self.block[label].append(particle.getAttributeValue(name))
         if self.alignment != ALIGN_NONE:
             self.matrices.append(particle.getTransform().getMatrix())
         if particle.hasCTF():
@@ -126,6 +56,10 @@ class _Columns:
             self.ctf.append(
                 (ctf.getDefocusU(), ctf.getDefocusV(), ctf.getDefocusAngle(), ctf.getPhaseShift() or 0.0)
             )
+
+    def numbers(self, *labels) -> dict[str, np.ndarray]:
+        """Of those `labels` that the particles have; NaN where one has none."""
+        return {label: np.array(self.block[label], np.float64) for label in labels if label in self.block}
 
     def pose(self) -> dict[str, np.ndarray]:
         zero = np.zeros(len(self.index))
@@ -149,8 +83,8 @@ def _optics(acquisition):
     return tuple(default if value is None else value for value, default in zip(values, DEFAULT_OPTICS))
 
 
-def particles_from_set(images, folder=None) -> Particles:
-    """Read a Scipion set into arrays.
+def particles_from_set(images, folder=None, labels=(), items=None) -> Particles:
+    """Read a Scipion set into arrays, with the optics groups that RELION's plugin leaves in sets.
 
     Parameters
     ----------
@@ -158,6 +92,10 @@ def particles_from_set(images, folder=None) -> Particles:
         Or any other set of images, such as averages or one 2D class.
     folder : path, optional
         What the set's relative paths are relative to; the current folder, which in a run is the project's.
+    labels : sequence of str
+        Attributes that become columns in `extra`, such as ``maxCC`` or ``rlnMaxValueProbDistribution``.
+    items : list of Particle
+        Of the set; all by default.
 
     Returns
     -------
@@ -168,15 +106,19 @@ def particles_from_set(images, folder=None) -> Particles:
     ------
     ProcessingError
         The set is empty, has a 3D alignment, or a CTF is missing although the set should have them.
+    InputFileError
+        Its optics groups cannot be read.
     """
     folder = Path(folder or os.curdir).resolve()
-    columns = _Columns(images.getAlignment())
-    optics = _optics(images.getAcquisition())
-    for particle in images.iterItems():
+    first = _some(images) if items is None else items
+    if not first:
+        raise ProcessingError("particle set: expected particles, found none")
+    columns = _Columns(images.getAlignment(), first[0], (GROUP, *BEAM_TILT, *labels))
+    acquisition, rate = images.getAcquisition(), float(images.getSamplingRate())
+    optics = _optics(acquisition)
+    for particle in images.iterItems() if items is None else items:
         columns.add(particle, optics)
     count = len(columns.index)
-    if count == 0:
-        raise ProcessingError("particle set: expected particles, found none")
     has_ctf = images.hasCTF() and bool(columns.ctf)
     if has_ctf and len(columns.ctf) != count:
         raise ProcessingError(f"particle set: expected a CTF for {count} particles, found {len(columns.ctf)}")
@@ -184,7 +126,7 @@ def particles_from_set(images, folder=None) -> Particles:
     voltage, cs, amplitude_contrast = np.array(columns.optics, dtype=np.float64).T
     # Scipion may append a format, as in stack.mrc:mrcs.
     absolute = {name: os.path.join(folder, name.split(":")[0]) for name in set(columns.stack)}
-    return Particles(
+    values = dict(
         stack=[absolute[name] for name in columns.stack],
         index=np.array(columns.index, dtype=np.int64),
         **columns.pose(),
@@ -200,10 +142,36 @@ def particles_from_set(images, folder=None) -> Particles:
         voltage=voltage,
         cs=cs,
         amplitude_contrast=amplitude_contrast,
-        sampling_rate=float(images.getSamplingRate()),
+        sampling_rate=rate,
         has_ctf=has_ctf,
         has_pose=columns.alignment != ALIGN_NONE,
+        extra=columns.numbers(*labels),
     )
+    block = {GROUP: np.ones(count), **columns.numbers(GROUP, *BEAM_TILT)}
+    values.update(attached_values("particle set", acquisition.opticsGroupInfo.get(), block, rate))
+    particles = Particles(**values)
+    # The set's shifts are in pixels of its own sampling rate.
+    scale = rate / particles.sampling_rates if particles.groups else 1.0
+    particles.shift_x *= scale
+    particles.shift_y *= scale
+    return particles
+
+
+def _some(images, **query):
+    """A list of the first item that a query finds; unlike Scipion's own first item, it does not lock the set."""
+    return [item.clone() for item in images.iterItems(limit=1, **query)]
+
+
+def one_of_each_optics_group(images) -> Particles:
+    """The first particle of each optics group of a Scipion set, which tell quickly what the others are like.
+
+    Raises what :func:`particles_from_set` does.
+    """
+    name, items = f"_{GROUP}", _some(images)
+    if items and items[0].hasAttribute(name):
+        found = [_some(images, where=f"{name}={number}") for number in images.getUniqueValues(name)]
+        items = [item for one in found for item in one]
+    return particles_from_set(images, items=items)
 
 
 def references_from_set(references) -> Particles:
@@ -225,19 +193,38 @@ def references_from_set(references) -> Particles:
 
 
 def size_errors(name, images, particles) -> list[str]:
-    """Sentences for ``_validate`` if `images` have another size or sampling rate than `particles`."""
+    """Sentences for ``_validate`` if images, or a volume, have another size or sampling rate than `particles`."""
     errors = []
     size, box = images.getDimensions(), particles.getXDim()
-    if size is not None and size[0] != box:
-        errors.append(f"The {name} have {size[0]} px, the particles {box} px.")
+    if size is not None:
+        sides = size if isinstance(images, Volume) else size[:1]
+        if any(side != box for side in sides):
+            errors.append(f"{name}: {' x '.join(map(str, sides))} px, but the particles have {box} px.")
     rate, expected = images.getSamplingRate(), particles.getSamplingRate()
     if abs(rate - expected) > 0.01 * expected:
-        errors.append(f"The {name} have {rate:.3f} A/px, the particles {expected:.3f} A/px.")
+        errors.append(f"{name}: {rate:.3f} A/px, but the particles have {expected:.3f} A/px.")
     return errors
 
 
+def volume_file(volume, folder) -> str:
+    """Absolute path of the file of a Scipion volume.
+
+    If its header tells another sampling rate than Scipion, which is right, that of a copy in `folder`.
+    """
+    path = os.path.abspath(volume.getFileName().split(":")[0])
+    array, rate = read_volume(path)
+    known = volume.getSamplingRate()
+    if rate == 0 or abs(rate - known) <= SPACING_TOLERANCE * known:
+        return path
+    copy = Path(folder, Path(path).name).with_suffix(".mrc").resolve()
+    write_volume(copy, array, known)
+    return str(copy)
+
+
 def fill_set(images, particles: Particles, alignment=None):
-    """Append `particles` to an empty Scipion set, with acquisition, CTF, alignment and half sets.
+    """Append `particles` to an empty Scipion set, with acquisition, CTF, alignment, half sets and optics groups.
+
+    The latter are kept as RELION's plugin does: their table as text, and the number of each particle's group.
 
     Parameters
     ----------
@@ -259,6 +246,9 @@ def fill_set(images, particles: Particles, alignment=None):
         float(values[0]) for values in (particles.voltage, particles.cs, particles.amplitude_contrast)
     )
     images.setAcquisition(_acquisition(voltage, cs, contrast))
+    if particles.groups:
+        text, numbers = attached_text(particles)
+        images.getAcquisition().opticsGroupInfo.set(text)
     matrices = transforms(particles, alignment) if alignment else None
     for row in range(len(particles)):
         item = Particle()
@@ -273,6 +263,8 @@ def fill_set(images, particles: Particles, alignment=None):
         if matrices is not None:
             item.setTransform(Transform(matrices[row]))
         set_attributes(item, half=particles.half[row] if particles.half.any() else None)
+        if particles.groups:
+            setattr(item, f"_{GROUP}", Integer(int(numbers[row])))
         if (particles.weight != 1).any():
             set_attributes(item, weight=particles.weight[row])
         if (particles.class_id > 0).any():

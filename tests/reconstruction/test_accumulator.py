@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from tests.reconstruction.particle_data import SAMPLING, reconstruct, views
+from tests.reconstruction.particle_data import SAMPLING, phantom, reconstruct, views
 from xmipp_accel.backend import CPU, to_host
 from xmipp_accel.errors import ParameterError, ProcessingError
 from xmipp_accel.reconstruction.executor import ReconstructFourierExecutor
@@ -119,3 +119,17 @@ def test_preview_is_the_map_so_far(device):
     accumulator.insert(images, Views(matrices, shifts, halves=1 + np.arange(30) % 2))
     preview = to_host(accumulator.preview())
     np.testing.assert_allclose(preview, to_host(accumulator.finish().full), atol=1e-5 * preview.max())
+
+
+@pytest.mark.parametrize("method", ["trilinear", "xmipp"])
+def test_subtracting_the_map_leaves_nothing_of_its_images(device, method):
+    """Also at the finest frequencies, whose slices have corners beyond the spectrum of the map."""
+    images, matrices, shifts = views(200, 20)
+    left = []
+    for subtracted in (False, True):
+        accumulator = _accumulator(device, halves=False, method=method)
+        if subtracted:
+            accumulator.subtract_from_now_on(phantom().volume(20, SAMPLING))
+        accumulator.insert(images, Views(matrices, shifts))
+        left.append(np.linalg.norm(to_host(accumulator.finish().full)))
+    assert left[1] < 0.1 * left[0]

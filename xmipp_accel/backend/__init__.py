@@ -14,7 +14,7 @@ from xmipp_accel.backend.arrays import (
 )
 from xmipp_accel.backend.devices import CPU, Device, resolve_device, resolve_devices
 from xmipp_accel.backend.kernels import cuda_kernel
-from xmipp_accel.backend.threads import on_all_cores, one_blas_thread
+from xmipp_accel.backend.threads import kernel_turn, on_all_cores, one_blas_thread
 
 __all__ = [
     "CPU",
@@ -27,6 +27,7 @@ __all__ = [
     "from_host",
     "good_fft_size",
     "inverse_into",
+    "kernel_turn",
     "on_all_cores",
     "one_blas_thread",
     "resolve_device",

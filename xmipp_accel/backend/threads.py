@@ -12,6 +12,9 @@ from typing import Any
 import scipy.linalg  # noqa: F401 - its BLAS must be there before the libraries are looked for
 import threadpoolctl
 
+# For whoever calls a kernel of Numba that takes all cores: not every threading layer of it takes two callers.
+kernel_turn = threading.Lock()
+
 
 def cpu_count() -> int:
     """Cores this process may use, which under a batch system are fewer than the machine has."""

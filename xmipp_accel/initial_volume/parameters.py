@@ -6,14 +6,14 @@ import dataclasses
 
 from xmipp_accel.errors import ParameterError
 from xmipp_accel.numerics.symmetry import normalize_symmetry
-from xmipp_accel.parameters import Parameters, parameter
+from xmipp_accel.parameters import parameter
+from xmipp_accel.particle_alignment.parameters import GalleryParameters
 
 
 @dataclasses.dataclass(frozen=True)
-class ReconstructSignificantParameters(Parameters):
+class ReconstructSignificantParameters(GalleryParameters):
     """Parameters of `xmipp_accel.initial_volume.executor.ReconstructSignificantExecutor`."""
 
-    symmetry: str = parameter("c1", "Point group of the volume: c1, cn, dn, t, o, i1, i2, i3 or i4.")
     starts: int = parameter(
         8, "Independent random starts; the one whose volume the images match best goes on.", minimum=1
     )
@@ -29,7 +29,11 @@ class ReconstructSignificantParameters(Parameters):
     )
     alpha_end: float = parameter(99.5, "Significance in the last iteration.", unit="%", minimum=0.0, maximum=99.99)
     max_resolution: float = parameter(
-        12.0, "Finest resolution of the comparison and of the volume.", unit="A", minimum=1.0
+        12.0,
+        "Finest resolution of the comparison and of the volume; the iterations sample directions no finer than it "
+        "needs.",
+        unit="A",
+        minimum=1.0,
     )
     start_resolution: float = parameter(
         0.0,
@@ -37,15 +41,6 @@ class ReconstructSignificantParameters(Parameters):
         unit="A",
         minimum=0.0,
     )
-    angular_sampling: float = parameter(
-        5.0,
-        "Distance between neighbouring projection directions; coarser while the resolution needs no finer one.",
-        unit="degrees",
-        minimum=1.0,
-        maximum=30.0,
-    )
-    min_tilt: float = parameter(0.0, "Smallest tilt of a view.", unit="degrees", minimum=0.0, maximum=180.0)
-    max_tilt: float = parameter(180.0, "Largest tilt of a view.", unit="degrees", minimum=0.0, maximum=180.0)
     max_shift: float = parameter(
         5.0,
         "Largest shift that is searched, as a share of the box.",
@@ -71,8 +66,7 @@ class ReconstructSignificantParameters(Parameters):
     def __post_init__(self):
         super().__post_init__()
         normalize_symmetry(self.symmetry)
-        for low, high in (("min_tilt", "max_tilt"), ("alpha_start", "alpha_end")):
-            if getattr(self, low) > getattr(self, high):
-                raise ParameterError(
-                    f"{low}: expected at most {high} ({getattr(self, high):g}), found {getattr(self, low):g}"
-                )
+        if self.alpha_start > self.alpha_end:
+            raise ParameterError(
+                f"alpha_start: expected at most alpha_end ({self.alpha_end:g}), found {self.alpha_start:g}"
+            )

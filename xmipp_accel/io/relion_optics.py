@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ import numpy as np
 from xmipp_accel.errors import InputFileError
 from xmipp_accel.io.columns import Columns
 from xmipp_accel.io.optics_groups import IDENTITY, SAMPLING_TOLERANCE, OpticsGroup
+from xmipp_accel.io.tables import format_blocks, parse_blocks
 
 OPTICS = dict(voltage="rlnVoltage", cs="rlnSphericalAberration", amplitude_contrast="rlnAmplitudeContrast")
 BEAM_TILT = ("rlnBeamTiltX", "rlnBeamTiltY")
@@ -67,6 +69,62 @@ def group_values(columns, table, sampling) -> dict[str, Any]:
         groups={n: OpticsGroup(f"opticsGroup{n}", rate, beam_tilt=tilt) for tilt, n in known.items()},
         sampling_rate=rate,
     )
+
+
+def attached_values(source, text, block, sampling_rate) -> dict[str, Any]:
+    """Values for `Particles` of the optics that a set carries with it, in the way of Scipion's plugin for RELION.
+
+    Pixel and box sizes in such a table may be those of the micrographs, or from before the particles were scaled:
+    the set's `sampling_rate` counts, unless the groups differ, and the boxes of the images.
+
+    Parameters
+    ----------
+    source : str
+        What errors name.
+    text : str
+        A STAR file's optics table, or empty.
+    block : dict
+        The particles' ``rlnOpticsGroup``, and ``rlnBeamTiltX`` and ``rlnBeamTiltY`` if they have them.
+    sampling_rate : float
+        A/px.
+
+    Raises
+    ------
+    InputFileError
+        The table cannot be read, lacks a group, or no group of several pixel sizes has that of the set.
+    """
+    columns = Columns(source, block)
+    rates = np.full(columns.count, sampling_rate)
+    if not text:
+        tilted = columns.together(*BEAM_TILT)
+        return group_values(columns, None, rates) if tilted else {"optics_group": columns.whole("rlnOpticsGroup")}
+    table = read_table(source, parse_blocks(source, text), columns)
+    optics = spread(table, columns)
+    if "rlnImagePixelSize" in optics and _differ(own := optics.numbers("rlnImagePixelSize")):
+        if not (np.abs(own - sampling_rate) <= SAMPLING_TOLERANCE * sampling_rate).any():
+            found = ", ".join(f"{rate:g}" for rate in np.unique(own))
+            raise InputFileError(source, f"an optics group at the set's {sampling_rate:g} A/px", f"{found} A/px")
+        rates = own
+    values = group_values(columns, table, rates)
+    values["groups"] = {n: dataclasses.replace(group, box=0) for n, group in values["groups"].items()}
+    for name, label in OPTICS.items():
+        if label in optics and _differ(optics.numbers(label)):
+            values[name] = optics.numbers(label)
+    return values
+
+
+def attached_text(particles) -> tuple[str, np.ndarray]:
+    """The text that :func:`attached_values` reads, and the number of each particle's group."""
+    table, numbers = table_columns(particles)
+    for label, values in table.items():
+        if getattr(values, "dtype", None) == np.float64:
+            # emtable, by which RELION's plugin reads it, takes a column for whole numbers if the first is one.
+            table[label] = list(map(repr, values.tolist()))
+    return format_blocks("optics groups", {"optics": table}), numbers
+
+
+def _differ(values) -> bool:
+    return values.max() - values.min() > SAMPLING_TOLERANCE * np.abs(values).max()
 
 
 def _groups_of_table(table, numbers, sampling):

@@ -36,8 +36,12 @@ def read_blocks(path) -> dict[str, dict[str, Any]]:
     InputFileError
         With the number of the line that does not fit.
     """
+    return parse_blocks(path, read_text(path))
+
+
+def parse_blocks(path, text) -> dict[str, dict[str, Any]]:
+    """As :func:`read_blocks`, of a file's text; `path` is what errors name."""
     parser = _Parser(path)
-    text = read_text(path)
     *lines, rest = text.split("\n")
     for number, line in enumerate(lines, start=1):
         parser.line(number, line)
@@ -161,14 +165,18 @@ def write_blocks(path, blocks: Mapping[str, Mapping[str, Any]]):
     suffix = Path(path).suffix.lower()
     if suffix not in (".star", ".xmd", ".doc"):
         raise ParameterError(f"{path}: expected a name that ends in .star, .xmd or .doc")
-    xmipp = suffix != ".star"
+    with atomic_path(path) as temporary:
+        temporary.write_text(format_blocks(path, blocks, xmipp=suffix != ".star"), encoding="utf-8")
+
+
+def format_blocks(path, blocks: Mapping[str, Mapping[str, Any]], xmipp=False) -> str:
+    """The text of :func:`write_blocks`; `path` is what errors name."""
     parts = ["# XMIPP_STAR_1 * \n# \n"] if xmipp else []
     for name, columns in blocks.items():
         # RELION reads a file without this comment as one of version 3.0.
         parts.append(f"data_{name}\nloop_\n" if xmipp else f"\n# version 30001\n\ndata_{name}\n\nloop_\n")
         parts.append(_table_text(path, name, columns, xmipp))
-    with atomic_path(path) as temporary:
-        temporary.write_text("".join(parts), encoding="utf-8")
+    return "".join(parts)
 
 
 def _table_text(path, name, columns, xmipp) -> str:

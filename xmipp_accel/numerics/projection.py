@@ -12,7 +12,7 @@ import math
 import numpy as np
 from scipy.special import i0
 
-from xmipp_accel.backend import array_module, cuda_kernel
+from xmipp_accel.backend import array_module, cuda_kernel, kernel_turn
 from xmipp_accel.kernels.cpu.fourier_sample import fourier_sample
 
 _OVERSAMPLING = 2
@@ -73,7 +73,8 @@ class VolumeSpectrum:
         xp = array_module(self.spectrum)
         flat = xp.ascontiguousarray(points.reshape(-1, 3) * _OVERSAMPLING, dtype=np.float32)
         if xp is np:
-            values = fourier_sample(self.spectrum, flat, self._weights, self.width)
+            with kernel_turn:
+                values = fourier_sample(self.spectrum, flat, self._weights, self.width)
         else:
             values = self._sample_on_device(flat)
         return values.reshape(points.shape[:-1])

@@ -11,14 +11,10 @@ from xmipp_accel.parameters import Parameters, parameter
 
 
 @dataclasses.dataclass(frozen=True)
-class AlignSignificantParameters(Parameters):
-    """Parameters of `xmipp_accel.particle_alignment.executor.AlignSignificantExecutor`."""
+class GalleryParameters(Parameters):
+    """Which projections of a volume particles are compared with."""
 
-    symmetry: str = parameter(
-        "c1",
-        "Point group of the volume: c1, cn, dn, t, o, i1 to i4, or one with mirrors: ci, cs, cnv, cnh, sn, dnv, "
-        "dnh, td, th, oh, i1h to i4h.",
-    )
+    symmetry: str = parameter("c1", "Point group of the volume: c1, cn, dn, t, o, i1, i2, i3 or i4.")
     angular_sampling: float = parameter(
         5.0,
         "Distance between neighbouring projection directions of a volume.",
@@ -26,8 +22,26 @@ class AlignSignificantParameters(Parameters):
         minimum=0.5,
         maximum=40.0,
     )
-    min_tilt: float = parameter(0.0, "Smallest tilt of a reference.", unit="degrees", minimum=0.0, maximum=180.0)
-    max_tilt: float = parameter(180.0, "Largest tilt of a reference.", unit="degrees", minimum=0.0, maximum=180.0)
+    min_tilt: float = parameter(0.0, "Smallest tilt of a projection.", unit="degrees", minimum=0.0, maximum=180.0)
+    max_tilt: float = parameter(180.0, "Largest tilt of a projection.", unit="degrees", minimum=0.0, maximum=180.0)
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.min_tilt > self.max_tilt:
+            raise ParameterError(
+                f"min_tilt: expected at most max_tilt ({self.max_tilt:g}), found {self.min_tilt:g}"
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class AlignSignificantParameters(GalleryParameters):
+    """Parameters of `xmipp_accel.particle_alignment.executor.AlignSignificantExecutor`."""
+
+    symmetry: str = parameter(
+        "c1",
+        "Point group of the volume: c1, cn, dn, t, o, i1 to i4, or one with mirrors: ci, cs, cnv, cnh, sn, dnv, "
+        "dnh, td, th, oh, i1h to i4h.",
+    )
     perturb: float = parameter(
         0.0,
         "Standard deviation of random displacements of a volume's projection directions.",
@@ -92,10 +106,6 @@ class AlignSignificantParameters(Parameters):
     def __post_init__(self):
         super().__post_init__()
         normalize_symmetry(self.symmetry, mirrors=True)
-        if self.min_tilt > self.max_tilt:
-            raise ParameterError(
-                f"min_tilt: expected at most max_tilt ({self.max_tilt:g}), found {self.min_tilt:g}"
-            )
 
     def largest_shift(self, box, sampling_rate) -> float:
         """Largest shift in px for particles of `box` px and `sampling_rate` A/px, 0 if that is unknown.

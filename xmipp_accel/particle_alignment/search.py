@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import math
-import threading
 
 import numpy as np
 
-from xmipp_accel.backend import array_module, cuda_kernel, from_host
+from xmipp_accel.backend import array_module, cuda_kernel, from_host, kernel_turn
 from xmipp_accel.kernels.cpu import polar_search as cpu_kernel
 from xmipp_accel.particle_alignment import polar
 
-# The CPU's kernel takes all cores, and not every threading layer of Numba takes two callers.
-_ONE_AT_A_TIME = threading.Lock()
 _LARGEST_BATCH = {"numpy": 64, "cupy": 512}  # particles at once; more only take memory
 # Sizes that kernels/cuda/polar_search.cu is written for.
 _TILE_REFERENCES, _TILE_SHIFTS, _TILE_HARMONICS, _THREADS = 16, 12, 4, 192
@@ -145,7 +142,7 @@ class PolarSearch:
 
     def _on_host(self, particles, n_shifts, candidates, score, psi, shift_index):
         table, trig = self._table.reshape(self.n_references, -1), self._trig.reshape(len(self._trig), -1)
-        with _ONE_AT_A_TIME:
+        with kernel_turn:
             cpu_kernel.polar_search(
                 table, particles, self._first_ring, trig, n_shifts, candidates, score, psi, shift_index
             )

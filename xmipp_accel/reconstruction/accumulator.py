@@ -13,7 +13,7 @@ from xmipp_accel.io.optics_groups import OpticsGroup
 from xmipp_accel.numerics.projection import VolumeSpectrum
 from xmipp_accel.numerics.symmetry import symmetry_matrices
 from xmipp_accel.reconstruction.finish import join_sides, make_map
-from xmipp_accel.reconstruction.geometry import plan_volume
+from xmipp_accel.reconstruction.geometry import plan_images, plan_volume
 from xmipp_accel.reconstruction.gridding import plan_gridding
 from xmipp_accel.reconstruction.inversion import plan_inversion
 from xmipp_accel.reconstruction.maps import Maps, make_maps
@@ -114,9 +114,13 @@ class FourierAccumulator:
         """How many images of `box` px, the map's by default, one call of :meth:`insert` should get."""
         if self.parameters.batch_size > 0:
             return self.parameters.batch_size
-        g = self.plan(OpticsGroup("", self.volume.sampling_rate, box or self.volume.box)).grid
+        sizes = box or self.volume.box, self.volume.sampling_rate
+        g = plan_images(self.parameters, self.gridding, self.volume, *sizes)
         image = 4 * g.box * (g.box + g.padded) + 16 * g.columns * (g.padded + g.box) + 16 * g.rows * g.columns
-        budget = 0.2 * self.device.free_memory() if self.device.kind == "cuda" else 5e8
+        budget = 5e8
+        # What is free differs from run to run, and with the batches the order of additions.
+        if self.device.kind == "cuda" and not self.parameters.deterministic:
+            budget = 0.2 * self.device.free_memory()
         return int(np.clip(budget / image, 1, LARGEST_BATCH))
 
     def insert(self, images, views, group: OpticsGroup | None = None):
@@ -162,7 +166,8 @@ class FourierAccumulator:
         """Insert a batch, in parts where the device has no room for all of it."""
         images, shifts, factors, axes, curvature, sets = arrays
         count = len(images)
-        images = self.device.asarray(images, np.float32)
+        if array_module(images) is not self.device.xp or images.dtype != np.float32:
+            images = self.device.asarray(images, np.float32)  # which waits for what the device does
         for sideband, bend in SIDEBANDS[self.parameters.ewald]:
             try:
                 slices = plan.slices(images, shifts, factors, sideband)
@@ -184,9 +189,12 @@ class FourierAccumulator:
             return
         xp = array_module(slices)
         ky, kx = np.meshgrid(np.arange(grid.rows) - grid.rows // 2, np.arange(grid.columns), indexing="ij")
-        samples = np.stack([kx, ky], axis=-1) * (self.volume.box / self.volume.padded)
+        # The spectrum ends where the samples do, not at the corners of the slices.
+        inside = ky**2 + kx**2 <= grid.limit
+        samples = np.stack([kx, ky], axis=-1) * inside[..., None] * (self.volume.box / self.volume.padded)
+        inside = xp.asarray(inside)
         for record, steps in zip(slices, axes[:, :2]):
-            value = self._reference.sample(xp.asarray((samples @ steps).astype(np.float32)))
+            value = self._reference.sample(xp.asarray((samples @ steps).astype(np.float32))) * inside
             record[..., 0] -= record[..., 2] * value.real
             record[..., 1] -= record[..., 2] * value.imag
 

@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from xmipp_accel.backend import CPU, Device, to_host
+from xmipp_accel.errors import InputFileError
 from xmipp_accel.io.publish import write_json
 from xmipp_accel.io.volumes import write_volume
 from xmipp_accel.reconstruction.accumulator import FourierAccumulator
+from xmipp_accel.reconstruction.geometry import plan_volume
+from xmipp_accel.reconstruction.gridding import plan_gridding
 from xmipp_accel.reconstruction.halves import read_mask, read_reference
 from xmipp_accel.reconstruction.parameters import ReconstructFourierParameters
 from xmipp_accel.reconstruction.result import ReconstructFourierResult
 from xmipp_accel.reconstruction.run import Insertion
 from xmipp_accel.reconstruction.selection import decide, select
+from xmipp_accel.reconstruction.state import has_state, held, load_state, save_state
+from xmipp_accel.reconstruction.update import join_states, plan_update
 
 
 class ReconstructFourierExecutor:
@@ -40,10 +46,22 @@ class ReconstructFourierExecutor:
             parameters = dataclasses.replace(parameters, ctf="none")
         return FourierAccumulator(parameters, self.devices[0], box, sampling_rate)
 
-    def reconstruct(self, particles, output_folder, name="volume", progress=None) -> ReconstructFourierResult:
+    def check(self, particles):
+        """Raise the `ParameterError` by which :meth:`reconstruct` would refuse particles like these."""
+        parameters = decide(self.parameters, particles)
+        plan_volume(parameters, plan_gridding(parameters), particles.box, float(particles.sampling_rate))
+
+    def reconstruct(
+        self, particles, output_folder, name="volume", progress=None, state=None
+    ) -> ReconstructFourierResult:
         """Reconstruct a set of particles.
 
         The map has box and pixels of the first particle's optics group.
+
+        With `state`, the sums are saved, and the next call with that folder adds the particles that are new, takes
+        out those that are gone, and does both for those that have changed. Half sets and groups of particles that
+        have none of their own stay; noise and the scale of scores stay those of the first call. The map is that of
+        a reconstruction of all particles at once, up to the rounding that :mod:`~.update` tells of.
 
         Parameters
         ----------
@@ -55,43 +73,55 @@ class ReconstructFourierExecutor:
         name : str
         progress : callable, optional
             Called with (particles done, particles in all).
+        state : path, optional
+            Folder of a state, made by the first call.
 
         Raises
         ------
         ParameterError
             The particles lack what the parameters ask for.
         InputFileError
-            An image cannot be read.
+            An image cannot be read, or the state does not fit the parameters, the box or the pixels.
         ProcessingError
-            No particle is left, or memory is short.
+            No particle is left, memory is short, or another run uses the state.
         """
         started = time.perf_counter()
         parameters, folder = decide(self.parameters, particles), Path(output_folder)
         box, rate = particles.box, float(particles.sampling_rate)
-        masked = parameters.mask_file and (parameters.halves or parameters.refine_support)
-        mask = read_mask(parameters.mask_file, box, rate) if masked else None
+        mask = _mask(parameters, box, rate)
         reference = read_reference(parameters.subtract, box, rate) if parameters.subtract else None
-        selection = select(parameters, particles)
 
         def preview(accumulator):
             os.makedirs(folder, exist_ok=True)
             write_volume(folder / f"{name}_preview.mrc", to_host(accumulator.preview()), rate)
 
-        insertion = Insertion(parameters, particles, selection, self.devices, progress, reference, preview)
-        accumulator = insertion.run(box, rate)
+        insertion = functools.partial(
+            Insertion, parameters, devices=self.devices, progress=progress, reference=reference, preview=preview
+        )
+        if state is None:
+            selection, changes = select(parameters, particles), {}
+            job, number = insertion(particles=particles, selection=selection), len(selection.rows)
+            accumulator = job.run(box, rate)
+        else:
+            with held(state):
+                update = plan_update(state, parameters, particles, reference)
+                job, accumulator, changes = update.run(state, insertion)
+            number = update.number
+        known = dict(skipped=len(particles) - number, unusable=int((~job.usable).sum()), state=changes)
+        return self._finish(accumulator, job, mask, folder, name, started, **known)
+
+    def _finish(self, accumulator, job, mask, folder, name, started, **known):
+        """Make and publish the maps, and at last the result."""
         inserted = time.perf_counter()
         maps = accumulator.finish(mask)
         result = self._publish(maps, accumulator, folder, name)
         now = time.perf_counter()
-        seconds = dict(
-            wait=insertion.waited, insert=inserted - started, finish=now - inserted, total=now - started
-        )
+        seconds = dict(wait=job.waited, insert=inserted - started, finish=now - inserted, total=now - started)
         result = dataclasses.replace(
             result,
-            skipped=len(particles) - len(selection.rows),
-            unusable=insertion.unusable,
             device=", ".join(map(str, self.devices)),
             seconds={stage: round(value, 4) for stage, value in seconds.items()},
+            **known,
         )
         write_json(folder / f"{name}.json", result.to_json())
         return result
@@ -113,6 +143,51 @@ class ReconstructFourierExecutor:
         with ThreadPoolExecutor(len(files)) as writers:
             list(writers.map(write, files))
         return _result(files, accumulator, maps.statistics(rate), self.parameters)
+
+
+def merge_states(states, state, output_folder, name="volume", devices=()) -> ReconstructFourierResult:
+    """Join the states of reconstructions of disjoint sets of particles, and make the map of them all.
+
+    Parameters
+    ----------
+    states : sequence of path
+        Folders of states of equal parameters, box and pixel size; they stay as they are.
+    state : path
+        Folder of the joint state, as yet without one.
+    output_folder : path
+    name : str
+    devices : sequence of Device
+        See :class:`ReconstructFourierExecutor`.
+
+    Raises
+    ------
+    InputFileError
+        A state is damaged, does not fit the first one, or holds a particle of one before it.
+    ProcessingError
+        Another run uses the folder of the joint state.
+    """
+    started = time.perf_counter()
+    found = [load_state(folder) for folder in states]
+    joint = join_states(states, found)
+    parameters, sizes = joint.parameters, (joint.settings["box"], joint.settings["sampling_rate"])
+    executor, mask = ReconstructFourierExecutor(parameters, *devices), _mask(parameters, *sizes)
+    with held(state):
+        if has_state(state):
+            raise InputFileError(state, "a folder without a state", "one")
+        nothing = joint.members.take(slice(0)).to_insert()
+        job = Insertion(parameters, *nothing, executor.devices, earlier=[(one.sums, one.counts) for one in found])
+        accumulator = job.run(*sizes)
+        sums, counts = accumulator.export()
+        save_state(state, dataclasses.replace(joint, sums=sums, counts=counts))
+    changes = dict(added=0, removed=0, kept=len(joint.members), anew=False)
+    return executor._finish(accumulator, job, mask, Path(output_folder), name, started, state=changes)
+
+
+def _mask(parameters, box, sampling_rate):
+    """The mask for the FSC and the support, if there is one in a file."""
+    if not (parameters.mask_file and (parameters.halves or parameters.refine_support)):
+        return None
+    return read_mask(parameters.mask_file, box, sampling_rate)
 
 
 def _result(files, accumulator, statistics, requested):

@@ -66,7 +66,11 @@ class ImageGrid:
     scale : float
         Voxels of the volume for each sample.
     gain : float
-        What transforms are multiplied with: an image's sum stands for an integral over its area.
+        What transforms are multiplied with, the squared ratio of the image's pixel size to the map's: pixels of
+        all sizes hold the same line integrals, as those of a resampled image do, and a transform is their sum
+        times the pixel's area. RELION's transforms are means over the image instead, which is the same for images
+        of one extent. Sums over the voxels of a volume, as :meth:`~xmipp_accel.simulate.phantom.Phantom.project`
+        makes them, are line integrals divided by the pixel size.
     """
 
     box: int

@@ -42,13 +42,21 @@ def assign_halves(given, seed: int) -> np.ndarray:
     -------
     (n,) int64 array of 1 and 2
     """
-    halves = np.array(given, dtype=np.int64)
-    if len(halves) > 1 and halves[0] in (1, 2) and (halves == halves[0]).all():
-        logger.warning("All %d particles are of half set %d: splitting them at random", len(halves), halves[0])
-        halves[:] = 0
-    free = np.flatnonzero((halves != 1) & (halves != 2))
+    halves, given = given_halves(given), np.asarray(given)
+    if len(given) and given[0] in (1, 2) and not halves.any():
+        logger.warning("All %d particles are of half set %d: splitting them at random", len(halves), given[0])
+    free = np.flatnonzero(halves == 0)
     order = np.random.default_rng(seed).permutation(len(free))
     halves[free] = 1 + order % 2
+    return halves
+
+
+def given_halves(given) -> np.ndarray:
+    """Half sets that particles must have, (n,) int64 array of 1 and 2, and 0 where it is free."""
+    halves = np.array(given, dtype=np.int64)
+    halves[(halves != 1) & (halves != 2)] = 0
+    if len(halves) > 1 and (halves == halves[0]).all():
+        halves[:] = 0
     return halves
 
 

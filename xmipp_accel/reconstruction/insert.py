@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from xmipp_accel.backend import array_module, cuda_kernel, from_host
+from xmipp_accel.backend import array_module, cuda_kernel, from_host, kernel_turn
 from xmipp_accel.kernels.cpu import insert as cpu
 from xmipp_accel.kernels.cpu import nearest as cpu_nearest
 from xmipp_accel.kernels.cpu import prepare as cpu_prepare
@@ -41,7 +41,8 @@ def prepare_slices(transforms, ramp_y, ramp_x, factors, table, rows, limit, mode
 def insert_trilinear(sums, first, slices, matrices, curvature, images, how=FASTEST[TRILINEAR]):
     """See :func:`xmipp_accel.kernels.reference.insert.insert_trilinear`; `how` matters on a GPU alone."""
     if array_module(sums) is np:
-        cpu.insert_trilinear(sums, first, slices, matrices, curvature, images)
+        with kernel_turn:
+            cpu.insert_trilinear(sums, first, slices, matrices, curvature, images)
     elif how == "scatter":
         _launch(
             "insert_trilinear", slices.shape[1] * slices.shape[2], sums, first, slices, matrices, curvature, images
@@ -56,7 +57,8 @@ def insert_blob(sums, first, slices, matrices, curvature, images, table, radius,
     """See :func:`xmipp_accel.kernels.reference.insert.insert_blob`; `how` matters on a GPU alone."""
     xp = array_module(sums)
     if xp is np:
-        cpu.insert_blob(sums, first, slices, matrices, curvature, images, table, radius, reach)
+        with kernel_turn:
+            cpu.insert_blob(sums, first, slices, matrices, curvature, images, table, radius, reach)
     else:
         kernel = from_host(table, xp, xp.float32), np.int32(len(table)), np.float32(radius)
         _gather(BLOB, how, sums, first, slices, matrices, curvature, images, np.float32(reach), *kernel)
@@ -65,7 +67,8 @@ def insert_blob(sums, first, slices, matrices, curvature, images, table, radius,
 def insert_nearest(sums, first, slices, matrices, images, reach):
     """See :func:`xmipp_accel.kernels.reference.insert.insert_nearest`."""
     if array_module(sums) is np:
-        cpu_nearest.insert_nearest(sums, first, slices, matrices, images, reach)
+        with kernel_turn:
+            cpu_nearest.insert_nearest(sums, first, slices, matrices, images, reach)
     else:
         flat = np.zeros(len(slices), np.float32)
         _launch(

@@ -36,7 +36,11 @@ class ReconstructFourierParameters(Parameters):
     halves: bool = parameter(True, "Also reconstruct two half maps in the same pass, and their FSC.")
     use_weights: bool = parameter(False, "Multiply each particle by its weight; weight 0 leaves it out.")
     mask_diameter: float = parameter(
-        0.0, "Diameter of the soft sphere for the masked FSC; 0 takes 0.8 of the box.", unit="A", minimum=0.0
+        0.0,
+        "Diameter of the particle, for the soft sphere of the masked FSC, for ewald and for noise_weights; 0 takes "
+        "0.8 of the box.",
+        unit="A",
+        minimum=0.0,
     )
     padding_images: float = parameter(
         2.0, "Images are padded with zeros to this many times their box.", minimum=1.0, maximum=4.0, advanced=True
@@ -79,8 +83,8 @@ class ReconstructFourierParameters(Parameters):
     )
     noise_weights: bool = parameter(
         False,
-        "Divide the weights of each resolution shell by the power of the noise around the particles, for each "
-        "optics group.",
+        "Divide the weights of each optics group, in each resolution shell, by the power of the noise around its "
+        "particles: groups of less noise count more.",
         advanced=True,
     )
     score_b_factor: float = parameter(
@@ -108,8 +112,8 @@ class ReconstructFourierParameters(Parameters):
     )
     max_memory: float = parameter(
         0.0,
-        "Memory for sums and maps; where they need more, the images are read several times, each time for other "
-        "planes of the volume. 0 takes what a GPU has free.",
+        "Memory of a device for sums and maps; where they need more, the images are read several times, each time "
+        "for other planes of the volume, and maps are made in the host's memory. 0 takes what a GPU has free.",
         unit="GB",
         minimum=0.0,
         advanced=True,
@@ -163,6 +167,10 @@ class ReconstructFourierParameters(Parameters):
             raise ParameterError(
                 "ewald: expected images with a CTF that is not corrected, and the method trilinear or blob "
                 f"without a map to subtract, found ctf {self.ctf!r} and method {self.method!r}"
+            )
+        if self.noise_weights and self.method.startswith("xmipp"):
+            raise ParameterError(
+                f"noise_weights: expected the method trilinear, blob or nearest, found {self.method!r}"
             )
         if self.error_groups == 1:
             raise ParameterError("error_groups: expected 0, or at least 2 to compare, found 1")

@@ -50,6 +50,9 @@ class ReconstructFourierResult:
         fraction; empty for direct maps.
     growth : dict
         Resolution against the number of particles: see :class:`~.jackknife.Growth`.
+    state : dict
+        With a state, how many particles were ``added`` to its sums, ``removed`` and ``kept``, one that changed
+        being removed and added; ``anew`` tells whether all of them were inserted.
     """
 
     volume: str
@@ -82,6 +85,7 @@ class ReconstructFourierResult:
     growth: dict[str, Any] = dataclasses.field(default_factory=dict)
     unusable: int = 0
     residuals: list[float] = dataclasses.field(default_factory=list)
+    state: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def summary(self) -> str:
         """The result in a few lines for a terminal."""
@@ -89,6 +93,9 @@ class ReconstructFourierResult:
             f"{self.volume}: {self.box} px at {self.sampling_rate:g} A/px, {self.symmetry}, from {self.particles} "
             f"particles ({self.skipped} skipped, {self.unusable} unusable), method {self.method}, CTF {self.ctf}"
         ]
+        if self.state:
+            line = "sums: {added} particles added, {removed} removed, {kept} kept".format(**self.state)
+            lines.append(line + (", all inserted anew" if self.state["anew"] and self.state["kept"] else ""))
         if self.frequencies:
             mask = f"{self.mask_diameter:.0f} A" if self.mask_diameter else "the mask"
             lines.append(

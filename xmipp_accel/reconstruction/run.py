@@ -82,6 +82,19 @@ class Insertion:
         Whose projections are subtracted.
     preview : callable, optional
         Called with an accumulator every `parameters.preview_interval` seconds.
+    inspect : callable, optional
+        See :class:`~.source.BatchSource`.
+    earlier : sequence of (sums, counts)
+        As :meth:`FourierAccumulator.export` returns them: what the images are added to.
+    noise : dict of OpticsGroup to array
+        Power of the noise where it is known; the rest is measured.
+
+    Attributes
+    ----------
+    usable : (n,) bool array
+        Which of the selected particles have images of finite numbers that are not all the same.
+    waited : float
+        Seconds that devices waited for images.
     """
 
     parameters: ReconstructFourierParameters
@@ -91,12 +104,16 @@ class Insertion:
     progress: Callable | None = None
     reference: Any = None
     preview: Callable | None = None
+    inspect: Callable | None = None
+    earlier: Sequence = ()
+    noise: dict = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
-        self.unusable = 0
+        self.usable = np.ones(len(self.selection.rows), dtype=bool)
         self.waited = 0.0
         self._done, self._lock, self._shown = 0, threading.Lock(), time.monotonic()
-        self._noise = self._measure_noise() if self.parameters.noise_weights else {}
+        if self.parameters.noise_weights:
+            self.noise = self._with_new_noise()
 
     def run(self, box: int, sampling_rate: float) -> FourierAccumulator:
         """An accumulator with all images, for a map of `box` px at `sampling_rate` A/px.
@@ -110,20 +127,25 @@ class Insertion:
         if len(bands) == 1:
             return self._pass(sizes, bands[0], passes=1)
         logger.warning(
-            "%s: %.1f GB hold %d of %d planes of the sums: reading the images %d times, making maps on the CPU",
+            "%s: %.3g GB hold %d of %d planes of the sums: reading the images %d times, making maps on the CPU",
             self.devices[0],
             memory / 1e9,
             bands[0][1],
             bands[-1][1],
             len(bands),
         )
-        whole = FourierAccumulator(self.parameters, CPU, *sizes)
+        whole = self._begun(FourierAccumulator(self.parameters, CPU, *sizes))
         for number, band in enumerate(bands):
             part = self._pass(sizes, band, passes=len(bands))
             sums, counts = part.export()
             whole.merge(sums, counts if number == 0 else [0] * len(counts), band)
-        self.unusable //= len(bands)
         return whole
+
+    def _begun(self, accumulator):
+        """The accumulator with the earlier sums."""
+        for sums, counts in self.earlier:
+            accumulator.merge(sums, counts)
+        return accumulator
 
     def _memory(self):
         if self.parameters.max_memory:
@@ -137,6 +159,8 @@ class Insertion:
         accumulators = [
             FourierAccumulator(self.parameters, device, sizes[0], sizes[1], band) for device in self.devices
         ]
+        if passes == 1:
+            self._begun(accumulators[0])
         for accumulator in accumulators:
             if self.reference is not None:
                 accumulator.subtract_from_now_on(self.reference)
@@ -160,7 +184,7 @@ class Insertion:
         return [dealer] * number
 
     def _feed(self, accumulator, batches, total):
-        selection, source = self.selection, BatchSource(self.particles, accumulator.device)
+        selection, source = self.selection, BatchSource(self.particles, accumulator.device, self.inspect)
         wanted = ((batch, selection.rows[batch], selection.group(batch).box) for batch in batches)
         begun = time.perf_counter()
         for batch, images, usable in source.stream(wanted):
@@ -168,11 +192,11 @@ class Insertion:
             views, group = selection.views.take(batch), selection.group(batch)
             if not usable.all():
                 views = dataclasses.replace(views, weights=views.weights * usable)
-            accumulator.plan(group, views.optics, self._noise.get(group))
+            accumulator.plan(group, views.optics, self.noise.get(group))
             accumulator.insert(images, views, group)
             with self._lock:
                 self.waited += arrived - begun
-                self.unusable += int((~usable).sum())
+                self.usable[batch] = usable
                 self._done += len(usable)
                 self._report(accumulator, total)
             begun = time.perf_counter()
@@ -186,11 +210,13 @@ class Insertion:
             self.preview(accumulator)
             self._shown = time.monotonic()
 
-    def _measure_noise(self):
+    def _with_new_noise(self):
         """Power of the noise around the particles, of each optics group."""
-        selection, found = self.selection, {}
+        selection, found = self.selection, dict(self.noise)
         diameter = self.parameters.mask_diameter
         for number, group in selection.groups.items():
+            if group in found:
+                continue
             rows = selection.rows[selection.numbers == number]
             found[group] = noise_power(self.particles, rows, group, diameter, self.parameters.seed)
         return found

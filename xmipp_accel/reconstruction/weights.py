@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from xmipp_accel.backend import array_module, cuda_kernel, from_host
+from xmipp_accel.backend import array_module, cuda_kernel, from_host, kernel_turn
 from xmipp_accel.kernels.cpu import weights as cpu
 
 BLOCK = 256
@@ -14,7 +14,8 @@ def insert_weights(sums, first, slices, matrices, curvature, images, table, radi
     """See :func:`xmipp_accel.kernels.reference.weights.insert_weights`; in place on float32 sums."""
     xp = array_module(sums)
     if xp is np:
-        cpu.insert_weights(sums, first, slices, matrices, curvature, images, table, radius)
+        with kernel_turn:
+            cpu.insert_weights(sums, first, slices, matrices, curvature, images, table, radius)
     elif len(images):
         rows, columns = slices.shape[1:3]
         matrices, curvature, table = (from_host(a, xp, xp.float32) for a in (matrices, curvature, table))

@@ -16,7 +16,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-TILE_BYTES = 400_000  # of a core's second-level cache, which the records go through as well
+TILE_BYTES = 600_000  # of a core's second-level cache, which the records go through as well
 _FAR = 1e9
 
 
@@ -31,11 +31,15 @@ def _add_record(typing_context, flat, index, factor, re, im, weight):
         array = context.make_array(signature.args[0])(context, builder, flat)
         lanes = ir.VectorType(ir.FloatType(), 4)
         pointer = builder.bitcast(builder.gep(array.data, [index]), lanes.as_pointer())
-        record = ir.Constant(lanes, [0.0] * 4)
+        word = ir.IntType(32)
+        record, part = ir.Constant(lanes, [0.0] * 4), ir.Constant(lanes, ir.Undefined)
         for lane, value in enumerate(values):
-            product = builder.fmul(value, factor)
-            record = builder.insert_element(record, product, ir.Constant(ir.IntType(32), lane))
-        builder.store(builder.fadd(record, builder.load(pointer, align=4)), pointer, align=4)
+            record = builder.insert_element(record, value, ir.Constant(word, lane))
+        part = builder.insert_element(part, factor, ir.Constant(word, 0))
+        part = builder.shuffle_vector(part, part, ir.Constant(ir.VectorType(word, 4), [0] * 4))
+        product = builder.fmul(record, part, flags=("contract",))
+        total = builder.fadd(product, builder.load(pointer, align=4), flags=("contract",))
+        builder.store(total, pointer, align=4)
         return context.get_dummy_value()
 
     return types.void(flat, index, factor, re, im, weight), build
@@ -95,13 +99,13 @@ def signed_axes(matrix, sign):
 
 
 @numba.njit(cache=True)
-def line_range(slope, offset, low, high, first, last):
-    """Integers k of [first, last] that may satisfy low <= slope k + offset <= high; one too many is possible."""
-    if abs(slope) < 1e-7:
+def line_range(inverse, offset, low, high, first, last):
+    """Integers k of [first, last] that may satisfy low <= k / inverse + offset <= high; some more are possible."""
+    if inverse == 0:
         if offset < low - 1e-3 or offset > high + 1e-3:
             return 1, 0
         return first, last
-    a, b = (low - offset) / slope, (high - offset) / slope
+    a, b = (low - offset) * inverse, (high - offset) * inverse
     if a > b:
         a, b = b, a
     # Far-away bounds are cut before they become integers.
@@ -110,31 +114,51 @@ def line_range(slope, offset, low, high, first, last):
 
 
 @numba.njit(cache=True)
-def rows_of(axes, curved, low_z, high_z, low_y, high_y, rows):
-    """Range of ky whose samples can lie between these bounds in z and y: the inverse of ``(y, z)`` as a map."""
+def rows_of(axes, curved, bounds, rows, columns):
+    """Range of ky whose samples can lie within `bounds` (z, z, y, y)."""
     a, b, _ = axes
     first, last = -(rows // 2), rows - 1 - rows // 2
     determinant = a[1] * b[2] - a[2] * b[1]
     size = (a[0] ** 2 + a[1] ** 2 + a[2] ** 2) * (b[0] ** 2 + b[1] ** 2 + b[2] ** 2)
     if curved or determinant**2 < 1e-6 * size:
         return first, last
-    p, q = a[1] / determinant, -a[2] / determinant
-    low = min(p * low_z, p * high_z) + min(q * low_y, q * high_y)
-    high = max(p * low_z, p * high_z) + max(q * low_y, q * high_y)
-    return max(first, math.floor(max(low, -_FAR)) - 1), min(last, math.ceil(min(high, _FAR)) + 1)
+    # The inverse of (y, z) as a map of (kx, ky): where the four corners of the bounds lie.
+    kx = _extremes(-b[1] / determinant, b[2] / determinant, bounds)
+    if kx[1] < -1 or kx[0] > columns:
+        return 1, 0
+    ky = _extremes(a[1] / determinant, -a[2] / determinant, bounds)
+    return max(first, math.floor(max(ky[0], -_FAR)) - 1), min(last, math.ceil(min(ky[1], _FAR)) + 1)
 
 
 @numba.njit(cache=True)
-def samples_of_row(axes, curve, ky, columns, low_x, bounds):
+def _extremes(by_z, by_y, bounds):
+    """Least and largest ``by_z z + by_y y`` within bounds (z, z, y, y)."""
+    z0, z1, y0, y1 = by_z * bounds[0], by_z * bounds[1], by_y * bounds[2], by_y * bounds[3]
+    return min(z0, z1) + min(y0, y1), max(z0, z1) + max(y0, y1)
+
+
+@numba.njit(cache=True)
+def samples_of_row(axes, inverse, curve, ky, columns, low_x, bounds):
     """Range of kx of a row whose samples can lie within `bounds` (z, z, y, y) and at x of `low_x` or more."""
-    a, b, n = axes
+    _, b, n = axes
     # The curvature moves a sample by no more than that of the farthest one.
     bend = curve * float(columns * columns + ky * ky)
-    start, stop = 0, columns - 1
-    for axis, low, high in ((0, low_x, _FAR), (1, bounds[2], bounds[3]), (2, bounds[0], bounds[1])):
-        moved = bend * n[axis]
-        start, stop = line_range(a[axis], b[axis] * ky, low - max(moved, 0.0), high - min(moved, 0.0), start, stop)
-    return start, stop
+    x, y, z = abs(bend * n[0]), abs(bend * n[1]), abs(bend * n[2])
+    start, stop = line_range(inverse[0], b[0] * ky, low_x - x, _FAR, 0, columns - 1)
+    start, stop = line_range(inverse[1], b[1] * ky, bounds[2] - y, bounds[3] + y, start, stop)
+    return line_range(inverse[2], b[2] * ky, bounds[0] - z, bounds[1] + z, start, stop)
+
+
+@numba.njit(cache=True)
+def inverse_slopes(axes):
+    """Of a row's samples along x, y and z."""
+    return inverse_slope(axes[0][0]), inverse_slope(axes[0][1]), inverse_slope(axes[0][2])
+
+
+@numba.njit(cache=True)
+def inverse_slope(slope):
+    """What :func:`line_range` takes: 0 stands for a slope that does not move a line over its whole length."""
+    return 1.0 / slope if abs(slope) > 1e-7 else 0.0
 
 
 @numba.njit(cache=True)
@@ -142,9 +166,10 @@ def _trilinear_tile(sums, first, records, axes, curve, sign, tile):
     z0, z1, y0, y1 = tile
     rows, columns, _ = records.shape
     bounds = z0 - 1.0, float(z1), y0 - 1.0, float(y1)
-    ky0, ky1 = rows_of(axes, curve != 0, bounds[0], bounds[1], bounds[2], bounds[3], rows)
+    inverse = inverse_slopes(axes)
+    ky0, ky1 = rows_of(axes, curve != 0, bounds, rows, columns)
     for ky in range(ky0, ky1 + 1):
-        start, stop = samples_of_row(axes, curve, ky, columns, 0.0, bounds)
+        start, stop = samples_of_row(axes, inverse, curve, ky, columns, 0.0, bounds)
         _trilinear_line(sums, first, records, axes, curve, sign, tile, ky, start, stop)
 
 
@@ -154,33 +179,43 @@ def _trilinear_line(sums, first, records, axes, curve, sign, tile, ky, start, st
     a, b, n = axes
     row = ky + records.shape[0] // 2
     centre = sums.shape[1] // 2
-    step_y, one = 4 * sums.shape[2], np.float32(1.0)
+    step_y = 4 * sums.shape[2]
     step_z = step_y * sums.shape[1]
-    flat = sums.reshape(-1)
+    flat, one = sums.reshape(-1), np.float32(1.0)
+    ox, oy, oz = b[0] * ky, b[1] * ky, b[2] * ky
     for kx in range(start, stop + 1):
-        bend = curve * (kx * kx + ky * ky)
-        x, y, z = a[0] * kx + b[0] * ky + bend * n[0], a[1] * kx + b[1] * ky + bend * n[1], 0.0
         weight = records[row, kx, 2]
+        bend = curve * (kx * kx + ky * ky)
+        x = a[0] * kx + ox + bend * n[0]
         # The two signs share no sample: exactly one of them sees x > 0, and x = 0 belongs to the first.
         if weight == 0 or x < 0 or (x == 0 and sign < 0):
             continue
-        z = a[2] * kx + b[2] * ky + bend * n[2]
+        y = a[1] * kx + oy + bend * n[1]
+        z = a[2] * kx + oz + bend * n[2]
         ix, iy, iz = int(x), math.floor(y), math.floor(z)
         if iz < z0 - 1 or iz >= z1 or iy < y0 - 1 or iy >= y1:
             continue
         fx, fy, fz = np.float32(x - ix), np.float32(y - iy), np.float32(z - iz)
         re, im = records[row, kx, 0], np.float32(sign) * records[row, kx, 1]
+        far = fx * re, fx * im, fx * weight
+        near = re - far[0], im - far[1], weight - far[2]
         place = (iz + centre - first) * step_z + (iy + centre) * step_y + 4 * ix
-        for dz in range(2):
-            if iz + dz < z0 or iz + dz >= z1:
-                continue
-            for dy in range(2):
-                if iy + dy < y0 or iy + dy >= y1:
-                    continue
-                part = (fz if dz else one - fz) * (fy if dy else one - fy)
-                target = place + dz * step_z + dy * step_y
-                add_record(flat, target, part * (one - fx), re, im, weight)
-                add_record(flat, target + 4, part * fx, re, im, weight)
+        if iz >= z0:
+            if iy >= y0:
+                _add_pair(flat, place, (one - fz) * (one - fy), near, far)
+            if iy + 1 < y1:
+                _add_pair(flat, place + step_y, (one - fz) * fy, near, far)
+        if iz + 1 < z1:
+            if iy >= y0:
+                _add_pair(flat, place + step_z, fz * (one - fy), near, far)
+            if iy + 1 < y1:
+                _add_pair(flat, place + step_z + step_y, fz * fy, near, far)
+
+
+@numba.njit(cache=True, inline="always")
+def _add_pair(flat, place, part, near, far):
+    add_record(flat, place, part, near[0], near[1], near[2])
+    add_record(flat, place + 4, part, far[0], far[1], far[2])
 
 
 @numba.njit(parallel=True, cache=True)
@@ -204,10 +239,11 @@ def _blob_tile(sums, first, records, axes, curve, sign, tile, kernel):
     radius = kernel[1]
     rows, columns, _ = records.shape
     bounds = z0 - radius, z1 - 1 + radius, y0 - radius, y1 - 1 + radius
-    ky0, ky1 = rows_of(axes, curve != 0, bounds[0], bounds[1], bounds[2], bounds[3], rows)
+    inverse = inverse_slopes(axes)
+    ky0, ky1 = rows_of(axes, curve != 0, bounds, rows, columns)
     a, b, n = axes
     for ky in range(ky0, ky1 + 1):
-        start, stop = samples_of_row(axes, curve, ky, columns, -radius, bounds)
+        start, stop = samples_of_row(axes, inverse, curve, ky, columns, -radius, bounds)
         for kx in range(start, stop + 1):
             record = records[ky + rows // 2, kx]
             if record[2] == 0:
@@ -250,5 +286,5 @@ def _add_ball(sums, first, record, position, sign, tile, kernel):
 
 @numba.njit(cache=True)
 def voxel_range(position, radius, low, high):
-    """First and last of [low, high] within `radius` of a position along an axis."""
+    """First and last voxel of [low, high] within `radius` of `position` along an axis."""
     return max(math.ceil(position - radius), low), min(math.floor(position + radius), high)

@@ -10,7 +10,7 @@ import math
 import numba
 import numpy as np
 
-from xmipp_accel.kernels.cpu.insert import line_range
+from xmipp_accel.kernels.cpu.insert import inverse_slope, line_range
 
 
 def insert_nearest(sums, first, slices, matrices, images, reach):
@@ -46,7 +46,7 @@ def _nearest_plane(sums, first, records, matrix, plane, reach):
                 _add_nearest(sums, plane, records, inverse, sign, i, y, z, reach)
             else:  # columns along z: i walks y, and x only where the plane passes here
                 slope, offset = -normal[0] / normal[2], -normal[1] * i / normal[2] + 0.5
-                start, stop = line_range(slope, offset, float(z), z + 1.0, -centre, centre)
+                start, stop = line_range(inverse_slope(slope), offset, float(z), z + 1.0, -centre, centre)
                 for x in range(start, stop + 1):
                     if math.floor(slope * x + offset) == z:
                         _add_nearest(sums, plane, records, inverse, sign, x, i, z, reach)

@@ -12,6 +12,7 @@ import numba
 
 from xmipp_accel.kernels.cpu.insert import (
     TILE_BYTES,
+    inverse_slopes,
     rows_of,
     samples_of_row,
     signed_axes,
@@ -48,10 +49,11 @@ def _spread(sums, first, records, axes, curve, smallest, tile, table, radius):
     z0, z1, y0, y1 = tile
     rows, columns, _ = records.shape
     bounds = z0 - radius, z1 - 1 + radius, y0 - radius, y1 - 1 + radius
-    ky0, ky1 = rows_of(axes, curve != 0, bounds[0], bounds[1], bounds[2], bounds[3], rows)
+    ky0, ky1 = rows_of(axes, curve != 0, bounds, rows, columns)
     a, b, n = axes
+    inverse = inverse_slopes(axes)
     for ky in range(ky0, ky1 + 1):
-        start, stop = samples_of_row(axes, curve, ky, columns, -radius, bounds)
+        start, stop = samples_of_row(axes, inverse, curve, ky, columns, -radius, bounds)
         for kx in range(start, stop + 1):
             weight = records[ky + rows // 2, kx, 2]
             if weight == 0:
