@@ -66,14 +66,17 @@ def run_ours(made, folder, *options) -> Run:
 
 
 def run_cryodrgn(made, folder, python) -> Run:
-    """``cryodrgn backproject_voxel`` with CTF multiplication; its conversion of the STAR file comes before."""
+    """``cryodrgn backproject_voxel`` with CTF multiplication; its conversion of the STAR file comes before.
+
+    It turns images of bright particles over, and its CTF is of the opposite sign: its map is bright again.
+    """
     folder = _emptied(folder)
     program = Path(python).with_name("cryodrgn")
     star, stack = made.star.resolve(), made.star.resolve().with_name("particles.mrcs")
     for kind in ("pose", "ctf"):
         timed([program, f"parse_{kind}_star", star, "-o", folder / f"{kind}.pkl"], folder, folder / "log.txt")
     command = [program, "backproject_voxel", stack, "--poses", folder / "pose.pkl", "--ctf", folder / "ctf.pkl"]
-    command += ["--ctf-alg", "mul", "--uninvert-data", "-o", folder]
+    command += ["--ctf-alg", "mul", "-o", folder]
     wall, processor = timed(command, folder, folder / "log.txt")
     return Run(wall, processor, 0.0, score(folder / "backproject.mrc", made.volume))
 

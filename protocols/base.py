@@ -2,12 +2,57 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
+from pwem.objects import Class2D, SetOfParticles
 from pyworkflow.protocol.constants import STEPS_SERIAL
 
 from xmipp_accel.io.publish import read_json
 from xmipp_accel.protocols import forms
+
+CHECK_SECONDS = 3  # between looks at an input that is still growing
+
+
+def input_on_disk(protocol) -> SetOfParticles:
+    """The input particles as they are on disk now, which may be more than Scipion knows of."""
+    images = SetOfParticles(filename=protocol.inputParticles.get().getFileName())
+    images.loadAllProperties()
+    return images
+
+
+def progress_of_input(protocol) -> tuple[int, bool]:
+    """Particles that have arrived, and whether no more will come."""
+    images = input_on_disk(protocol)
+    try:
+        closed = images.isStreamClosed()  # before they are counted: what comes later is seen next time
+        return images.getSize(), closed
+    finally:
+        images.close()
+
+
+def arrivals(protocol, least):
+    """The input particles, again and again while they arrive, and whether they are complete.
+
+    Yields
+    ------
+    SetOfParticles
+        At least `least` particles and a fifth more than before, or all of them.
+    bool
+    """
+    images, seen = protocol.inputParticles.get(), 0
+    if isinstance(images, Class2D):  # a part of a set, which has no state of its own
+        yield images, True
+        return
+    closed = False
+    while not closed:
+        size, closed = progress_of_input(protocol)
+        if closed or size >= max(least, 1.2 * seen):
+            images, seen = input_on_disk(protocol), size
+            yield images, closed
+            images.close()
+        else:
+            time.sleep(CHECK_SECONDS)
 
 
 class ParticleExecution:

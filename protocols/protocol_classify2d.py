@@ -7,7 +7,7 @@ import os
 import time
 
 import numpy as np
-from pwem.objects import SetOfAverages, SetOfClasses2D, SetOfParticles, Transform
+from pwem.objects import SetOfAverages, SetOfClasses2D, Transform
 from pwem.protocols import ProtClassify2D
 from pyworkflow import PROD
 from pyworkflow.object import Set
@@ -18,10 +18,10 @@ from xmipp_accel import convert
 from xmipp_accel.errors import ProcessingError
 from xmipp_accel.particle_alignment.classify2d_parameters import Classify2DParameters
 from xmipp_accel.protocols import forms
+from xmipp_accel.protocols.base import CHECK_SECONDS, input_on_disk, progress_of_input
 from xmipp_accel.protocols.classify2d_instalments import Instalments, results
 from xmipp_accel.protocols.forms import Entry
 
-CHECK_SECONDS = 3  # between looks at an input that is still growing
 _LEAST_PER_CLASS = 20  # particles that are waited for, while more may come
 
 ENTRIES = (
@@ -104,7 +104,7 @@ class XmippAccelProtClassify2D(ProtClassify2D):
     def _classify_arrivals(self, instalments):
         """Classify what arrives, an instalment at a time, until the input is closed."""
         while True:
-            size, closed = self._progress_of_input()
+            size, closed = progress_of_input(self)
             done = len(instalments.rows)
             # Each instalment rewrites the outputs, so it is the larger the more there is already.
             enough = max(_LEAST_PER_CLASS * self.numberOfClasses.get(), done // 5)
@@ -137,26 +137,11 @@ class XmippAccelProtClassify2D(ProtClassify2D):
         self._register(instalments, Set.STREAM_OPEN)
 
     def _arrived_particles(self):
-        images = self._input_set()
+        images = input_on_disk(self)
         try:
             return convert.particles_from_set(images)
         finally:
             images.close()
-
-    def _progress_of_input(self):
-        """Particles that have arrived, and whether no more will come."""
-        images = self._input_set()
-        try:
-            closed = images.isStreamClosed()  # before they are counted: what comes later is seen next time
-            return images.getSize(), closed
-        finally:
-            images.close()
-
-    def _input_set(self):
-        """The input set as it is on disk now."""
-        images = SetOfParticles(filename=self.inputParticles.get().getFileName())
-        images.loadAllProperties()
-        return images
 
     def _initial_references(self):
         if self.randomInitialization:

@@ -83,11 +83,10 @@ class XmippAccelProtImportParticles(EMProtocol):
         stacks = self._bring_stacks(particles.stack)
         particles = dataclasses.replace(particles, stack=[stacks[name] for name in particles.stack])
         if self.samplingRate.get() > 0:
-            # A Scipion set has no optics groups.
             particles.require_uniform()
-            particles = dataclasses.replace(
-                particles, sampling_rate=self.samplingRate.get(), groups={}, optics_group=1
-            )
+            rate = self.samplingRate.get()
+            groups = {n: dataclasses.replace(group, sampling_rate=rate) for n, group in particles.groups.items()}
+            particles = dataclasses.replace(particles, sampling_rate=rate, groups=groups)
         output = SetOfParticles.create(self._getPath())
         convert.fill_set(output, particles, self._alignment(particles))
         output.setIsPhaseFlipped(self.haveDataBeenPhaseFlipped.get())

@@ -3,20 +3,33 @@
 from __future__ import annotations
 
 import os
+import shutil
 
-from pwem.objects import FSC, Volume
+from pwem.objects import FSC, SetOfFSCs, Volume
 from pwem.protocols import ProtReconstruct3D
 from pyworkflow import PROD
 from pyworkflow.protocol import params
 
 from xmipp_accel import convert
+from xmipp_accel.errors import XmippAccelError
 from xmipp_accel.numerics.symmetry import normalize_symmetry
 from xmipp_accel.protocols import forms
-from xmipp_accel.protocols.base import ParticleExecution
+from xmipp_accel.protocols.base import ParticleExecution, arrivals
 from xmipp_accel.protocols.forms import Entry
 from xmipp_accel.reconstruction.parameters import ReconstructFourierParameters
+from xmipp_accel.reconstruction.result import ReconstructFourierResult
+from xmipp_accel.reconstruction.selection import SCORES
 
 NAME = "volume"
+LEAST = 100  # particles that are waited for, while more may come
+# Fields that name a file, and the inputs that they come from.
+VOLUMES = {"mask_file": "inputMask", "subtract": "inputSubtract"}
+CURVES = {
+    "fsc_corrected": "corrected for the mask",
+    "fsc_masked": "within the mask",
+    "fsc_unmasked": "without mask",
+    "fsc_randomised": "within the mask, random phases",
+}
 MAIN = (
     Entry("symmetryGroup", "symmetry", "Symmetry group"),
     Entry("maxRes", "max_resolution", "Maximum resolution"),
@@ -41,7 +54,6 @@ EXPERT = (
     Entry("noiseWeights", "noise_weights", "Weigh by noise?"),
     Entry("scoreBFactor", "score_b_factor", "B factor for scores"),
     Entry("scoreLabel", "score_label", "Score column", "scoreBFactor > 0"),
-    Entry("subtract", "subtract", "Map to subtract"),
     Entry("maxMemory", "max_memory", "Memory"),
     Entry("previewInterval", "preview_interval", "Preview interval"),
     Entry("deterministic", "deterministic", "Deterministic?"),
@@ -51,13 +63,25 @@ ENTRIES = MAIN + EXPERT
 
 
 class XmippAccelProtReconstructFourier(ParticleExecution, ProtReconstruct3D):
-    """Reconstructs a map, two half maps and their FSC from particles with projection directions, in one pass."""
+    """Reconstructs a map, two half maps and their FSC from particles with projection directions, in one pass.
+
+    The parameters have the names of Xmipp's protocol. Of those, *approx*, *legacy*, *correctEnvelope* and
+    *extraParams* have no counterpart: a workflow that holds them is read without them.
+
+    While particles arrive, the map is made again whenever there are a fifth more of them. It becomes an output, for
+    other protocols to take, when all of them are in it.
+    """
 
     _label = "reconstruct fourier"
     _devStatus = PROD
     _resultFile = f"{NAME}.json"
     _mostDevices = None
-    _possibleOutputs = {"outputVolume": Volume, "outputFSC": FSC}
+    _possibleOutputs = {
+        "outputVolume": Volume,
+        "outputFSC": FSC,
+        "outputFSCs": SetOfFSCs,
+        "outputErrorMap": Volume,
+    }
 
     def _defineParams(self, form):
         form.addSection(label="Input")
@@ -77,8 +101,8 @@ class XmippAccelProtReconstructFourier(ParticleExecution, ProtReconstruct3D):
             pointerClass="VolumeMask",
             allowsNull=True,
             condition="useHalves",
-            label="FSC mask",
-            help="Mask of the map's box and sampling rate for the FSC, in place of the sphere.",
+            label="Mask",
+            help="For the FSC, in place of the sphere, and to confine the map to. Of the map's box and pixels.",
         )
         form.addParam(
             "correctCTF",
@@ -88,46 +112,83 @@ class XmippAccelProtReconstructFourier(ParticleExecution, ProtReconstruct3D):
             help="Uses the CTF of each particle, if it has one; knows of particles whose phases were flipped.",
         )
         forms.add_entries(form, ReconstructFourierParameters, EXPERT)
+        form.addParam(
+            "inputSubtract",
+            params.PointerParam,
+            pointerClass="Volume",
+            allowsNull=True,
+            expertLevel=params.LEVEL_ADVANCED,
+            label="Map to subtract",
+            help="Its projections are subtracted from the images; of the map's box and sampling rate.",
+        )
         forms.add_hardware(form)
 
     # ------------------------------------------------------------------------------------------------- steps
     def _compute(self, values, *devices):
         from xmipp_accel.reconstruction.executor import ReconstructFourierExecutor
 
-        executor = ReconstructFourierExecutor(ReconstructFourierParameters.from_dict(values), *devices)
-        return executor.reconstruct(
-            convert.particles_from_set(self.inputParticles.get()),
-            self._getExtraPath(),
-            NAME,
-            progress=forms.progress_log(self, "Particles inserted"),
+        for field, name in VOLUMES.items():
+            if values[field]:
+                values[field] = convert.volume_file(getattr(self, name).get(), self._getTmpPath())
+        parameters = ReconstructFourierParameters.from_dict(values)
+        executor = ReconstructFourierExecutor(parameters, *devices)
+        labels = (
+            ([parameters.score_label] if parameters.score_label else SCORES) if parameters.score_b_factor else ()
         )
+        state, folder = self._getExtraPath("state"), self._getExtraPath()
+        for images, complete in arrivals(self, LEAST):
+            particles = convert.particles_from_set(images, labels=labels)
+            grows = not complete or os.path.isdir(state)
+            progress = forms.progress_log(self, "Particles inserted")
+            result = executor.reconstruct(particles, folder, NAME, progress, state if grows else None)
+            if not complete:
+                self.info(f"{result.summary()}\nMore particles are to come.")
+        shutil.rmtree(state, ignore_errors=True)
+        return result
 
     def createOutputStep(self):
         result = self.result()
-        volume = Volume(location=self._getExtraPath(result["volume"]))
-        volume.setSamplingRate(result["sampling_rate"])
+        volume = self._volume(result["volume"], result)
         if result["half1"]:
             volume.setHalfMaps([self._getExtraPath(result["half1"]), self._getExtraPath(result["half2"])])
-        self._defineOutputs(outputVolume=volume)
-        self._defineSourceRelation(self.inputParticles, volume)
+        self._define("outputVolume", volume)
         if result["half1"]:
-            fsc = FSC(objLabel="half maps, corrected for the mask")
-            fsc.setData(result["frequencies"], result["fsc_corrected"])
-            self._defineOutputs(outputFSC=fsc)
-            self._defineSourceRelation(self.inputParticles, fsc)
+            self._define("outputFSC", self._curve("fsc_corrected", result))
+            curves = SetOfFSCs.create(self._getPath())
+            for name in CURVES:
+                curves.append(self._curve(name, result))
+            self._define("outputFSCs", curves)
+        if result["error_map"]:
+            self._define("outputErrorMap", self._volume(result["error_map"], result))
+
+    def _volume(self, file, result):
+        volume = Volume(location=self._getExtraPath(file))
+        volume.setSamplingRate(result["sampling_rate"])
+        return volume
+
+    def _curve(self, name, result):
+        curve = FSC(objLabel=f"half maps, {CURVES[name]}")
+        curve.setData(result["frequencies"], result[name])
+        return curve
+
+    def _define(self, name, output):
+        self._defineOutputs(**{name: output})
+        self._defineSourceRelation(self.inputParticles, output)
 
     # -------------------------------------------------------------------------------------------- information
     def _parameters(self):
         values = forms.collect(self, ReconstructFourierParameters, ENTRIES)
         values["max_resolution"] = max(0.0, values["max_resolution"])  # Xmipp's protocol says -1 for Nyquist
         values["symmetry"] = normalize_symmetry(values["symmetry"])
-        return ReconstructFourierParameters(**values, ctf=self._ctf(), mask_file=self._mask_file())
+        files = {field: os.path.abspath(volume.getFileName()) for field, volume in self._volumes()}
+        return ReconstructFourierParameters(**values, **files, ctf=self._ctf())
 
-    def _mask_file(self):
-        mask = self.inputMask.get()
-        if mask is None or not self.useHalves:
-            return ""
-        return os.path.abspath(mask.getFileName().split(":")[0])
+    def _volumes(self):
+        """Fields and volumes of the inputs that are given and shown."""
+        for field, name in VOLUMES.items():
+            volume = getattr(self, name).get()
+            if volume is not None and self.evalParamCondition(name):
+                yield field, volume
 
     def _ctf(self):
         particles = self.inputParticles.get()
@@ -136,28 +197,63 @@ class XmippAccelProtReconstructFourier(ParticleExecution, ProtReconstruct3D):
         return "phase_flipped" if particles.hasCTF() and particles.isPhaseFlipped() else "auto"
 
     def _validate(self):
-        errors = forms.parameter_errors(self)
-        particles = self.inputParticles.get()
-        if particles is not None and not particles.hasAlignmentProj():
-            errors.append(
-                f"The particles need projection directions; their alignment is {particles.getAlignment()}."
-            )
+        errors, particles = forms.parameter_errors(self), self.inputParticles.get()
+        if particles is None or errors:
+            return errors
+        if not particles.hasAlignmentProj():
+            # Only the form knows the pointer's condition: a run without a screen would go on without directions.
+            return [f"The particles need projection directions; their alignment is {particles.getAlignment()}."]
+        for field, volume in self._volumes():
+            label = self.getParam(VOLUMES[field]).label.get()
+            errors += convert.size_errors(label, volume, particles)
+        if not particles.isStreamOpen() or not particles.isEmpty():
+            errors += self._particle_errors(particles)
         return errors
 
+    def _particle_errors(self, particles):
+        from xmipp_accel.reconstruction.executor import ReconstructFourierExecutor
+
+        try:
+            some = convert.one_of_each_optics_group(particles)
+            ReconstructFourierExecutor(self._parameters()).check(some)
+        except XmippAccelError as error:
+            return [str(error)]
+        return []
+
+    def _warnings(self):
+        particles = self.inputParticles.get()
+        if self.correctCTF and particles is not None and not particles.hasCTF():
+            return ["The particles have no CTF: none is corrected."]
+        return []
+
     def _summary(self):
+        if not os.path.exists(self._getExtraPath(self._resultFile)):
+            return []
+        lines = ReconstructFourierResult.from_json(self.result()).summary().splitlines()
+        more = [] if self.hasAttribute("outputVolume") else ["More particles are to come."]
+        return [*self._warnings(), *lines, *more]
+
+    def _methods(self):
         if not self.hasAttribute("outputVolume"):
             return []
         result = self.result()
-        lines = [f"{result['particles']} particles, symmetry {result['symmetry']}, CTF: {result['ctf']}."]
+        methods = [
+            f"A map of symmetry {result['symmetry']} was reconstructed from {result['particles']} particles by "
+            f"insertion into Fourier space [Strelak2019]."
+        ]
         if result["half1"]:
-            lines.append(
-                f"Half maps agree up to {result['resolution']:.2f} A (FSC 0.143; "
-                f"{result['resolution_unmasked']:.2f} A without mask)."
+            methods.append(
+                f"Its resolution is {result['resolution']:.2f} A where the FSC of half maps, corrected for the "
+                f"mask [Chen2013], falls below 0.143."
             )
-        return [*lines, f"{result['seconds']['total']:.1f} s on {result['device']}."]
-
-    def _methods(self):
-        return ["The map was reconstructed by insertion into Fourier space [Strelak2019]."]
+        return methods
 
     def _citations(self):
-        return ["Strelak2019"]
+        return ["Strelak2019", "Chen2013"]
+
+    @classmethod
+    def worksInStreaming(cls):
+        return True
+
+    def _stepsCheck(self):
+        """The step itself looks for new particles."""

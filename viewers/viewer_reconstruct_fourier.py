@@ -55,7 +55,8 @@ class XmippAccelReconstructFourierViewer(AccelViewer):
         return [ChimeraView(os.path.abspath(self.protocol.outputVolume.getFileName()))]
 
     def _volume(self):
-        return read_volume(self.protocol.outputVolume.getFileName())
+        # There is a map before the output, while particles arrive.
+        return read_volume(self.protocol._getExtraPath(self.protocol.result()["volume"]))
 
     def figure_slices(self):
         volume, sampling_rate = self._volume()

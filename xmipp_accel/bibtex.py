@@ -51,6 +51,18 @@ year = {2023},
 doi = {https://doi.org/10.3390/mi14101835}
 }
 
+@article{Chen2013,
+author = {Chen, Shaoxia and McMullan, Greg and Faruqi, Abdul R. and Murshudov, Garib N. and Short, Judith M. and
+Scheres, Sjors H. W. and Henderson, Richard},
+title = {High-resolution noise substitution to measure overfitting and validate resolution in 3D structure
+determination by single particle electron cryomicroscopy},
+journal = {Ultramicroscopy},
+volume = {135},
+pages = {24-35},
+year = {2013},
+doi = {https://doi.org/10.1016/j.ultramic.2013.06.004}
+}
+
 @article{Grant2015,
 author = {Grant, Timothy and Grigorieff, Nikolaus},
 title = {Measuring the optimal exposure for single particle cryo-EM using a 2.6 A reconstruction of rotavirus VP6},

@@ -8,12 +8,13 @@ from pathlib import Path
 
 import numpy as np
 from pwem.constants import ALIGN_2D, ALIGN_NONE, ALIGN_PROJ
-from pwem.objects import Acquisition, CTFModel, Particle, SetOfClasses2D, Transform
+from pwem.objects import Acquisition, CTFModel, Particle, SetOfClasses2D, Transform, Volume
 from pyworkflow.object import Float, Integer
 
 from xmipp_accel.errors import ProcessingError
 from xmipp_accel.io.particles import Particles
 from xmipp_accel.io.relion_optics import BEAM_TILT, attached_text, attached_values
+from xmipp_accel.io.volumes import SPACING_TOLERANCE, read_volume, write_volume
 from xmipp_accel.numerics.transforms import planar_pose, planar_transform, projection_pose, projection_transform
 from xmipp_accel.particle_alignment.poses import align2d_matrix
 
@@ -82,7 +83,7 @@ def _optics(acquisition):
     return tuple(default if value is None else value for value, default in zip(values, DEFAULT_OPTICS))
 
 
-def particles_from_set(images, folder=None, labels=()) -> Particles:
+def particles_from_set(images, folder=None, labels=(), items=None) -> Particles:
     """Read a Scipion set into arrays, with the optics groups that RELION's plugin leaves in sets.
 
     Parameters
@@ -93,6 +94,8 @@ def particles_from_set(images, folder=None, labels=()) -> Particles:
         What the set's relative paths are relative to; the current folder, which in a run is the project's.
     labels : sequence of str
         Attributes that become columns in `extra`, such as ``maxCC`` or ``rlnMaxValueProbDistribution``.
+    items : list of Particle
+        Of the set; all by default.
 
     Returns
     -------
@@ -107,13 +110,13 @@ def particles_from_set(images, folder=None, labels=()) -> Particles:
         Its optics groups cannot be read.
     """
     folder = Path(folder or os.curdir).resolve()
-    first = images.getFirstItem()
-    if first is None:
+    first = _some(images) if items is None else items
+    if not first:
         raise ProcessingError("particle set: expected particles, found none")
-    columns = _Columns(images.getAlignment(), first, (GROUP, *BEAM_TILT, *labels))
+    columns = _Columns(images.getAlignment(), first[0], (GROUP, *BEAM_TILT, *labels))
     acquisition, rate = images.getAcquisition(), float(images.getSamplingRate())
     optics = _optics(acquisition)
-    for particle in images.iterItems():
+    for particle in images.iterItems() if items is None else items:
         columns.add(particle, optics)
     count = len(columns.index)
     has_ctf = images.hasCTF() and bool(columns.ctf)
@@ -154,6 +157,23 @@ def particles_from_set(images, folder=None, labels=()) -> Particles:
     return particles
 
 
+def _some(images, **query):
+    """A list of the first item that a query finds; unlike Scipion's own first item, it does not lock the set."""
+    return [item.clone() for item in images.iterItems(limit=1, **query)]
+
+
+def one_of_each_optics_group(images) -> Particles:
+    """The first particle of each optics group of a Scipion set, which tell quickly what the others are like.
+
+    Raises what :func:`particles_from_set` does.
+    """
+    name, items = f"_{GROUP}", _some(images)
+    if items and items[0].hasAttribute(name):
+        found = [_some(images, where=f"{name}={number}") for number in images.getUniqueValues(name)]
+        items = [item for one in found for item in one]
+    return particles_from_set(images, items=items)
+
+
 def references_from_set(references) -> Particles:
     """Read averages, or the averages of 2D classes, into arrays; those with projection directions keep them.
 
@@ -173,15 +193,32 @@ def references_from_set(references) -> Particles:
 
 
 def size_errors(name, images, particles) -> list[str]:
-    """Sentences for ``_validate`` if `images` have another size or sampling rate than `particles`."""
+    """Sentences for ``_validate`` if images, or a volume, have another size or sampling rate than `particles`."""
     errors = []
     size, box = images.getDimensions(), particles.getXDim()
-    if size is not None and size[0] != box:
-        errors.append(f"The {name} have {size[0]} px, the particles {box} px.")
+    if size is not None:
+        sides = size if isinstance(images, Volume) else size[:1]
+        if any(side != box for side in sides):
+            errors.append(f"{name}: {' x '.join(map(str, sides))} px, but the particles have {box} px.")
     rate, expected = images.getSamplingRate(), particles.getSamplingRate()
     if abs(rate - expected) > 0.01 * expected:
-        errors.append(f"The {name} have {rate:.3f} A/px, the particles {expected:.3f} A/px.")
+        errors.append(f"{name}: {rate:.3f} A/px, but the particles have {expected:.3f} A/px.")
     return errors
+
+
+def volume_file(volume, folder) -> str:
+    """Absolute path of the file of a Scipion volume.
+
+    If its header tells another sampling rate than Scipion, which is right, that of a copy in `folder`.
+    """
+    path = os.path.abspath(volume.getFileName().split(":")[0])
+    array, rate = read_volume(path)
+    known = volume.getSamplingRate()
+    if rate == 0 or abs(rate - known) <= SPACING_TOLERANCE * known:
+        return path
+    copy = Path(folder, Path(path).name).with_suffix(".mrc").resolve()
+    write_volume(copy, array, known)
+    return str(copy)
 
 
 def fill_set(images, particles: Particles, alignment=None):

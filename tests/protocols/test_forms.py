@@ -5,14 +5,17 @@ import os
 import numpy as np
 import pytest
 from pwem.constants import ALIGN_PROJ
-from pwem.objects import Acquisition, Movie, SetOfMovies, SetOfParticles, VolumeMask
+from pwem.objects import Acquisition, Movie, SetOfMovies, SetOfParticles, Volume, VolumeMask
 from pyworkflow.protocol import params
 
 from xmipp_accel import convert
 from xmipp_accel.backend.threads import cpu_count
 from xmipp_accel.errors import ParameterError
 from xmipp_accel.io.images import write_stack
+from xmipp_accel.io.optics_groups import OpticsGroup
 from xmipp_accel.io.particles import Particles
+from xmipp_accel.io.relion_optics import attached_text
+from xmipp_accel.io.volumes import write_volume
 from xmipp_accel.protocols import (
     XmippAccelProtAlignSignificant,
     XmippAccelProtClassify2D,
@@ -32,16 +35,18 @@ PROTOCOLS = [
 ]
 # Values that the parameters accept, where one more than the default is not one of them.
 VALUES = {"symmetryGroup": "d7", "maxTilt": 90.0, "numberOfThreads": 1, "pad_proj": 1.5, "pad_vol": 1.5}
-VALUES.update(scoreLabel="score", subtract="map.mrc")
+VALUES.update(scoreLabel="score")
 VALUES.update(alpha0=70.0, alphaF=99.0)
 VALUES.update(magMajor=1.02, magMinor=0.99)
 # Inputs, labels, and what other tests show: these do not go into the parameters.
-FROM_INPUT = {"sampling_rate", "voltage", "dose_per_frame", "pre_exposure", "phase_flipped", "mask_file"}
+FROM_INPUT = {"sampling_rate", "voltage", "dose_per_frame", "pre_exposure", "phase_flipped"}
+FROM_INPUT.update({"mask_file", "subtract"})
 ELSEWHERE = {
     "inputMovies",
     "inputParticles",
     "inputReferences",
     "inputMask",  # below
+    "inputSubtract",  # likewise
     "inputSet",
     "thereisRefVolume",  # tests/protocols/test_initial_volume_protocol.py
     "initialClasses",  # tests/protocols/test_particle_protocols.py
@@ -92,10 +97,11 @@ def movie_set():
     return movies
 
 
-def particle_set(alignment=ALIGN_PROJ):
+def particle_set(alignment=ALIGN_PROJ, **columns):
     write_stack("p.mrcs", np.zeros((20, 8, 8), np.float32), 2.0)
     images = SetOfParticles(filename=":memory:")
-    source = Particles(stack=["p.mrcs"] * 20, index=np.arange(20), sampling_rate=2.0, has_ctf=True, has_pose=True)
+    columns.update(index=np.arange(20), sampling_rate=2.0, has_ctf=True, has_pose=True)
+    source = Particles(stack=["p.mrcs"] * 20, **columns)
     convert.fill_set(images, source, alignment)
     return images
 
@@ -190,6 +196,73 @@ def test_a_mask_is_for_the_half_maps(make):
     assert protocol._parameters().mask_file == os.path.abspath("mask.mrc")
     protocol.useHalves.set(False)
     assert protocol._parameters().mask_file == ""
+
+
+def test_a_map_to_subtract_comes_from_the_project(make):
+    protocol = make(XmippAccelProtReconstructFourier)
+    assert protocol._parameters().subtract == ""
+    protocol.inputSubtract.set(Volume(location="map.mrc"))
+    assert protocol._parameters().subtract == os.path.abspath("map.mrc")
+
+
+def test_volumes_of_another_size_or_sampling_rate_are_refused_before_the_run(make):
+    for name, box, rate in (("right", 8, 2.0), ("large", 10, 2.0), ("fine", 8, 1.5)):
+        write_volume(f"{name}.mrc", np.ones((box,) * 3, np.float32), rate)
+    for parameter, kind in (("inputMask", VolumeMask), ("inputSubtract", Volume)):
+        found = {}
+        for name, rate in (("right", 2.0), ("large", 2.0), ("fine", 1.5)):
+            protocol = make(XmippAccelProtReconstructFourier)
+            volume = kind(location=f"{name}.mrc")
+            volume.setSamplingRate(rate)
+            getattr(protocol, parameter).set(volume)
+            found[name] = protocol._validate()
+        label = protocol.getParam(parameter).label.get()
+        assert found["right"] == []
+        assert found["large"] == [f"{label}: 10 x 10 x 10 px, but the particles have 8 px."]
+        assert found["fine"] == [f"{label}: 1.500 A/px, but the particles have 2.000 A/px."]
+
+
+def test_what_the_executor_would_refuse_is_told_before_the_run(make):
+    protocol = make(XmippAccelProtReconstructFourier)
+    protocol.symmetryGroup.set("d7h")
+    (error,) = protocol._validate()
+    assert "symmetry: expected" in error and "d7h" in error
+    protocol.symmetryGroup.set("d7")
+    protocol.maxRes.set(50.0)
+    (error,) = protocol._validate()
+    assert "max_resolution: expected finer than" in error
+    protocol.maxRes.set(-1)
+    assert protocol._validate() == []
+    os.remove("p.mrcs")
+    (error,) = protocol._validate()
+    assert "p.mrcs" in error
+
+
+def test_mixed_pixel_sizes_are_for_methods_that_know_them(make):
+    protocol = make(XmippAccelProtReconstructFourier)
+    groups = {1: OpticsGroup("coarse", 2.0, 8), 2: OpticsGroup("other", 2.0, 8)}
+    images = particle_set(groups=groups, optics_group=1 + np.arange(20) // 15)
+    protocol.inputParticles.set(images)
+    protocol.method.set(3)
+    assert protocol._validate() == []
+    groups[2] = OpticsGroup("fine", 1.0, 8)
+    text, _ = attached_text(Particles(stack=["p.mrcs"] * 2, optics_group=[1, 2], groups=groups))
+    images.getAcquisition().opticsGroupInfo.set(text)
+    protocol.method.set(0)
+    assert protocol._validate() == []
+    protocol.method.set(3)
+    (error,) = protocol._validate()
+    assert "one pixel and box size" in error
+
+
+def test_particles_without_a_ctf_get_a_warning(make):
+    protocol = make(XmippAccelProtReconstructFourier)
+    assert protocol._warnings() == []
+    protocol.inputParticles.get().setHasCTF(False)
+    (warning,) = protocol._warnings()
+    assert "no CTF" in warning
+    protocol.correctCTF.set(False)
+    assert protocol._warnings() == []
 
 
 def test_a_shift_beyond_half_the_box_is_reported(make):

@@ -269,6 +269,6 @@ def test_unusable_values_leave_the_state_as_it_is(plain, tmp_path):
     before = (tmp_path / "state" / "state.json").read_bytes()
     broken = plain.take(np.arange(COUNT))
     broken.rot[3] = np.nan
-    with pytest.raises(ParameterError, match="expected finite rot"):
+    with pytest.raises(ParameterError, match="rot: expected finite numbers"):
         run(broken, tmp_path, tmp_path / "state")
     assert (tmp_path / "state" / "state.json").read_bytes() == before

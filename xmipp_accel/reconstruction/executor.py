@@ -14,6 +14,8 @@ from xmipp_accel.errors import InputFileError
 from xmipp_accel.io.publish import write_json
 from xmipp_accel.io.volumes import write_volume
 from xmipp_accel.reconstruction.accumulator import FourierAccumulator
+from xmipp_accel.reconstruction.geometry import plan_volume
+from xmipp_accel.reconstruction.gridding import plan_gridding
 from xmipp_accel.reconstruction.halves import read_mask, read_reference
 from xmipp_accel.reconstruction.parameters import ReconstructFourierParameters
 from xmipp_accel.reconstruction.result import ReconstructFourierResult
@@ -43,6 +45,11 @@ class ReconstructFourierExecutor:
         if parameters.ctf == "auto":
             parameters = dataclasses.replace(parameters, ctf="none")
         return FourierAccumulator(parameters, self.devices[0], box, sampling_rate)
+
+    def check(self, particles):
+        """Raise the `ParameterError` by which :meth:`reconstruct` would refuse particles like these."""
+        parameters = decide(self.parameters, particles)
+        plan_volume(parameters, plan_gridding(parameters), particles.box, float(particles.sampling_rate))
 
     def reconstruct(
         self, particles, output_folder, name="volume", progress=None, state=None
