@@ -120,7 +120,8 @@ class ReconstructFourierParameters(Parameters):
     )
     preview_interval: float = parameter(
         0.0,
-        "Write the map of what has been inserted so far at this interval, as <name>_preview.mrc; 0 never does.",
+        "Write the map of what has been inserted so far, by one device of several, at this interval, as "
+        "<name>_preview.mrc; 0 never does.",
         unit="s",
         minimum=0.0,
         advanced=True,
