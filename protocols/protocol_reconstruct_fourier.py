@@ -68,8 +68,8 @@ class XmippAccelProtReconstructFourier(ParticleExecution, ProtReconstruct3D):
     The parameters have the names of Xmipp's protocol. Of those, *approx*, *legacy*, *correctEnvelope* and
     *extraParams* have no counterpart: a workflow that holds them is read without them.
 
-    While particles arrive, the map is made again whenever there are a fifth more of them. It becomes an output, for
-    other protocols to take, when all of them are in it.
+    While particles arrive, the map is made again whenever there are a fifth more of them. It becomes an output,
+    for other protocols to take, when all of them are in it.
     """
 
     _label = "reconstruct fourier"
