@@ -137,7 +137,7 @@ def peers(folder, quick, peers_python):
     # Kernels are compiled once in an installation's life.
     reconstruct_peers.run_ours(warm, folder / "ours")
     made = particle_data.make_particles(folder / "set", n=100 if quick else 2000, box=128, snr=0.1, **common)
-    found = side_by_side(made, folder, "2000 particles of 128 px, CTF on a periodic box")
+    found = side_by_side(made, folder, "CTF on a periodic box")
     figures = figures_of(found, "")
     if peers_python:
         others = {
@@ -148,7 +148,7 @@ def peers(folder, quick, peers_python):
     # A quarter of the ratio in four times the pixels is the same noise in each of them.
     large = particle_data.make_particles(folder / "large", n=100 if quick else 1000, box=256, snr=0.025, **common)
     cut = particle_data.cut_out(large, folder / "cut", 128)
-    found = side_by_side(cut, folder, "1000 particles of 128 px, cut from 256 px")
+    found = side_by_side(cut, folder, "cut from 256 px")
     return figures | figures_of(found, "cut_")
 
 
@@ -159,7 +159,7 @@ def side_by_side(made, folder, title):
         runs["RELION"] = reconstruct_peers.run_relion(made, folder / "relion")
     else:
         print(f"{reconstruct_peers.RELION} is not on the PATH: left out", flush=True)
-    print_runs(title, runs)
+    print_runs(f"{len(made.eulers)} particles of 128 px, {title}", runs)
     return runs
 
 

@@ -23,6 +23,7 @@ from xmipp_accel.reconstruction.symmetry import factorise
 logger = logging.getLogger(__name__)
 
 LARGEST_BATCH = 1024
+LIKE = 0.1  # of directions: six degrees
 SIDEBANDS = {"none": ((0, 0),), "standard": ((1, 1), (-1, -1)), "reversed": ((1, -1), (-1, 1))}
 
 
@@ -203,8 +204,9 @@ class FourierAccumulator:
     def _insert(self, slices, axes, curvature, sets, grid):
         matrices = np.ascontiguousarray(np.einsum("nij,gkj->ngik", axes, self._operators))
         reach = self.gridding.reach + (grid.columns if self.gridding.as_xmipp else self.volume.radius)
+        order = _by_direction(axes[:, 2])
         for number, part in enumerate(self._parts):
-            members = np.flatnonzero(sets == number)
+            members = order[sets[order] == number]
             self._inversion.insert(part, self._bands, slices, matrices, curvature, members, reach)
 
     def export(self):
@@ -276,3 +278,11 @@ class FourierAccumulator:
             )
             del joined
             return make_maps(parts, counts, self._inversion, self.parameters, mask)
+
+
+def _by_direction(directions):
+    """Order in which images of like viewing direction, which reach the same voxels, follow each other."""
+    axis = np.abs(directions).argmax(axis=1)
+    along = np.take_along_axis(directions, axis[:, None], axis=1)
+    cells = np.rint(directions / np.where(along < 0, -LIKE, LIKE)).astype(np.int64)
+    return np.lexsort((*cells.T, axis))
