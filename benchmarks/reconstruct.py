@@ -8,7 +8,6 @@ any set of particles.
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import shutil
 import tempfile
 from pathlib import Path
@@ -66,21 +65,15 @@ def main():
     print_json(figures)
 
 
-def available():
-    """Rows whose parameters this version has."""
-    known = {field.name for field in dataclasses.fields(ReconstructFourierParameters)}
-    return [method for method, choices in METHODS.items() if known.issuperset(choices)]
-
-
 def exact(folder, quick):
     """Table of errors and gains without noise and CTF."""
     figures: dict[str, object] = {}
     rows = []
     phantom = reconstruct_phantom.make_phantom()
-    truth = phantom.volume(reconstruct_phantom.BOX, reconstruct_phantom.SAMPLING_RATE)
+    truth = reconstruct_phantom.true_map(phantom)
     views = reconstruct_phantom.make_views(phantom, 100 if quick else VIEWS[0], seed=7)
     particles = reconstruct_phantom.write_particles(views, folder)
-    for method in available():
+    for method in METHODS:
         many, few = (
             reconstruct_phantom.compare(reconstruct(part, folder, method, halves=False)[0], truth)
             for part in (particles, particles.take(range(min(VIEWS[1], len(particles)))))
@@ -100,7 +93,7 @@ def noisy(folder, quick):
     figures: dict[str, object] = {}
     rows = []
     phantom = reconstruct_phantom.make_phantom()
-    truth = phantom.volume(reconstruct_phantom.BOX, reconstruct_phantom.SAMPLING_RATE)
+    truth = reconstruct_phantom.true_map(phantom)
     clean = reconstruct_phantom.make_views(phantom, 200 if quick else 3000, seed=3, ctf=True)
     for key, snr in NOISE:
         views = reconstruct_phantom.with_noise(clean, snr, seed=4)
