@@ -14,8 +14,9 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.movie_data import GENERATOR, SHARED
+from xmipp_accel.io.images import write_stack
 from xmipp_accel.io.particles import read_particles, write_particles
-from xmipp_accel.io.volumes import write_volume
+from xmipp_accel.io.volumes import read_volume, write_volume
 from xmipp_accel.simulate.particles import simulate_particles
 
 MAP = SHARED / "data" / "maps" / "8zpm_1.5A_96.mrc"
@@ -71,6 +72,26 @@ def make_particles(folder, *, n, box, snr, shift, seed, ctf=False, classes=0) ->
     """
     make = _reference_particles if GENERATOR.exists() else _simulated_particles
     return make(Path(folder), n, box, snr, shift, seed, ctf, classes)
+
+
+def cut_out(made, folder, box) -> BenchmarkParticles:
+    """The middle `box` px of images and map, as a program would extract particles from a micrograph.
+
+    Both generators apply the CTF to the box as if it were periodic, so that signal which leaves it on one side
+    comes in on the other. It does not in what is cut from the middle.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    particles = made.particles
+    first = (particles.box - box) // 2
+    inner = slice(first, first + box)
+    stack, volume = folder / "particles.mrcs", folder / "volume_truth.mrc"
+    write_stack(stack, particles.images()[:, inner, inner], particles.sampling_rate)
+    write_volume(volume, read_volume(made.volume)[0][inner, inner, inner], particles.sampling_rate)
+    groups = {number: dataclasses.replace(group, box=box) for number, group in particles.groups.items()}
+    cut = dataclasses.replace(particles, stack=[str(stack)] * len(particles), groups=groups)
+    write_particles(folder / "particles.star", cut)
+    return dataclasses.replace(made, star=folder / "particles.star", volume=volume)
 
 
 def _reference_particles(folder, n, box, snr, shift, seed, ctf, classes):

@@ -12,6 +12,7 @@ import dataclasses
 import shutil
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from benchmarks import particle_data, reconstruct_peers, reconstruct_phantom
 from benchmarks.reporting import print_json, print_machine, print_table
@@ -20,26 +21,28 @@ from xmipp_accel.io.volumes import read_volume
 from xmipp_accel.reconstruction.executor import ReconstructFourierExecutor
 from xmipp_accel.reconstruction.parameters import ReconstructFourierParameters
 
-# What each row's name means; the only place that knows the parameters' names.
-METHODS: dict[str, dict[str, object]] = {
-    "trilinear": dict(kernel="trilinear"),
-    "blob": dict(kernel="blob"),
-    "nearest": dict(kernel="nearest"),
-    "xmipp": dict(compat="xmipp"),
-    "xmipp-fast": dict(compat="xmipp-fast"),
+# Parameters of each row of the tables.
+METHODS: dict[str, dict[str, Any]] = {
+    "trilinear": dict(method="trilinear"),
+    "trilinear, images not padded": dict(method="trilinear", padding_images=1.0),
+    "blob": dict(method="blob"),
+    "nearest": dict(method="nearest"),
+    "xmipp": dict(method="xmipp"),
+    "xmipp-fast": dict(method="xmipp_fast"),
     "conjugate gradients, 6": dict(refine_iterations=6),
     "conjugate gradients, 12": dict(refine_iterations=12),
 }
-EARLIER: dict[str, dict[str, object]] = {
-    "trilinear": dict(method="direct"),
-    "xmipp": dict(method="xmipp"),
-    "xmipp-fast": dict(method="xmipp_fast"),
+# Options of each row of our runs beside RELION's, which does not pad images.
+OURS = {
+    "xmipp_accel": (),
+    "xmipp_accel --padding-images 1": ("--padding-images", "1"),
+    "xmipp_accel --no-halves": ("--no-halves",),
 }
 FIGURES = {"trilinear": "inband_trilinear", "blob": "inband_blob", "conjugate gradients, 12": "inband_cg"}
 VIEWS = 2000, 300
 # Key, SNR.
 NOISE = ("snr002", 0.02), ("snr01", 0.1)
-NOISY_METHODS = "trilinear", "blob", "xmipp-fast"
+NOISY_METHODS = "trilinear", "trilinear, images not padded", "blob", "xmipp-fast"
 
 
 def main():
@@ -63,12 +66,10 @@ def main():
     print_json(figures)
 
 
-def choices_of(method):
-    """Parameters of a row of the tables; None where this version has no such method."""
+def available():
+    """Rows whose parameters this version has."""
     known = {field.name for field in dataclasses.fields(ReconstructFourierParameters)}
-    table = METHODS if "kernel" in known else EARLIER
-    choices = table.get(method)
-    return choices if choices is not None and known.issuperset(choices) else None
+    return [method for method, choices in METHODS.items() if known.issuperset(choices)]
 
 
 def exact(folder, quick):
@@ -79,7 +80,7 @@ def exact(folder, quick):
     truth = phantom.volume(reconstruct_phantom.BOX, reconstruct_phantom.SAMPLING_RATE)
     views = reconstruct_phantom.make_views(phantom, 100 if quick else VIEWS[0], seed=7)
     particles = reconstruct_phantom.write_particles(views, folder)
-    for method in filter(choices_of, METHODS):
+    for method in available():
         many, few = (
             reconstruct_phantom.compare(reconstruct(part, folder, method, halves=False)[0], truth)
             for part in (particles, particles.take(range(min(VIEWS[1], len(particles)))))
@@ -109,8 +110,6 @@ def noisy(folder, quick):
         cases = [(f"{method}, CTF^2 weights", method, particles) for method in NOISY_METHODS]
         cases.append(("xmipp-fast after 2D Wiener: Scipion's default", "xmipp-fast", wiener))
         for name, method, images in cases:
-            if choices_of(method) is None:
-                continue
             full, *halves = reconstruct(images, folder, method, halves=True)
             between_halves, to_truth = reconstruct_phantom.resolutions(full, halves, truth)
             rows.append([name, snr, between_halves, to_truth])
@@ -124,40 +123,64 @@ def noisy(folder, quick):
 
 def reconstruct(particles, folder, method, halves):
     """Full map, and with `halves` the two half maps, by the executor."""
-    parameters = ReconstructFourierParameters(halves=halves, **choices_of(method))
+    parameters = ReconstructFourierParameters(halves=halves, **METHODS[method])
     result = ReconstructFourierExecutor(parameters, CPU).reconstruct(particles, folder / "map")
     names = (result.volume, result.half1, result.half2) if halves else (result.volume,)
     return [read_volume(folder / "map" / name)[0] for name in names]
 
 
 def peers(folder, quick, peers_python):
-    """Table of times and resolutions of programs on the same particles."""
+    """Tables of times and resolutions of programs on the same particles."""
     print(particle_data.source(), flush=True)
-    common = dict(box=128, snr=0.1, shift=3.0, seed=31, ctf=True)
-    warm = particle_data.make_particles(folder / "warm", n=20, **common)
-    made = particle_data.make_particles(folder / "set", n=100 if quick else 2000, **common)
+    common = dict(shift=3.0, seed=31, ctf=True)
+    warm = particle_data.make_particles(folder / "warm", n=20, box=128, snr=0.1, **common)
     # Kernels are compiled once in an installation's life.
     reconstruct_peers.run_ours(warm, folder / "ours")
-    ours = reconstruct_peers.run_ours(made, folder / "ours")
-    runs = {"xmipp_accel": ours}
-    runs["xmipp_accel, no half maps"] = reconstruct_peers.run_ours(made, folder / "single", "--no-halves")
-    figures = {"wall_s": ours.wall, "start_up_s": ours.start_up, "processor_s": ours.processor}
-    figures["fsc05_A"] = ours.resolution
+    made = particle_data.make_particles(folder / "set", n=100 if quick else 2000, box=128, snr=0.1, **common)
+    found = side_by_side(made, folder, "CTF on a periodic box")
+    figures = figures_of(found, "")
+    if peers_python:
+        others = {
+            "cryoDRGN": reconstruct_peers.run_cryodrgn(made, folder / "cryodrgn", peers_python),
+            "torch-fourier-slice": reconstruct_peers.run_slices(made, folder / "slices", peers_python),
+        }
+        print_runs("Other programs on the same particles", others)
+    # A quarter of the ratio in four times the pixels is the same noise in each of them.
+    large = particle_data.make_particles(folder / "large", n=100 if quick else 1000, box=256, snr=0.025, **common)
+    cut = particle_data.cut_out(large, folder / "cut", 128)
+    found = side_by_side(cut, folder, "cut from 256 px")
+    return figures | figures_of(found, "cut_")
+
+
+def side_by_side(made, folder, title):
+    """Print and return the runs of RELION and of ours, one after the other."""
+    runs = {name: reconstruct_peers.run_ours(made, folder / "ours", *options) for name, options in OURS.items()}
     if shutil.which(reconstruct_peers.RELION):
-        relion = reconstruct_peers.run_relion(made, folder / "relion")
-        runs["RELION"] = relion
+        runs["RELION"] = reconstruct_peers.run_relion(made, folder / "relion")
+    else:
+        print(f"{reconstruct_peers.RELION} is not on the PATH: left out", flush=True)
+    print_runs(f"{len(made.eulers)} particles of 128 px, {title}", runs)
+    return runs
+
+
+def print_runs(title, runs):
+    columns = ["", "wall, s", "of it start-up, s", "processor, s", "truth 0.5, A"]
+    rows = [[name, run.wall, run.start_up or None, run.processor, run.resolution] for name, run in runs.items()]
+    print_table(title, columns, rows)
+
+
+def figures_of(runs, prefix):
+    """Figures for the JSON line: of ours with default parameters and without padded images, and of RELION."""
+    ours, unpadded = runs["xmipp_accel"], runs["xmipp_accel --padding-images 1"]
+    figures = {"wall_s": ours.wall, "start_up_s": ours.start_up, "processor_s": ours.processor}
+    figures |= {"fsc05_A": ours.resolution, "unpadded_fsc05_A": unpadded.resolution}
+    if "RELION" in runs:
+        relion = runs["RELION"]
         figures |= {"relion_wall_s": relion.wall, "relion_processor_s": relion.processor}
         figures |= {"relion_fsc05_A": relion.resolution, "wall_over_relion": ours.wall / relion.wall}
         figures["wall_over_relion_without_start_up"] = (ours.wall - ours.start_up) / relion.wall
-    else:
-        print(f"{reconstruct_peers.RELION} is not on the PATH: left out", flush=True)
-    if peers_python:
-        runs["cryoDRGN"] = reconstruct_peers.run_cryodrgn(made, folder / "cryodrgn", peers_python)
-        runs["torch-fourier-slice"] = reconstruct_peers.run_slices(made, folder / "slices", peers_python)
-    columns = ["", "wall, s", "of it start-up, s", "processor, s", "truth 0.5, A"]
-    rows = [[name, run.wall, run.start_up or None, run.processor, run.resolution] for name, run in runs.items()]
-    print_table(f"{len(made.eulers)} particles of 128 px", columns, rows)
-    return figures
+        figures["unpadded_wall_over_relion"] = unpadded.wall / relion.wall
+    return {prefix + key: value for key, value in figures.items()}
 
 
 if __name__ == "__main__":

@@ -34,7 +34,8 @@ class Run:
     start_up : float
         Seconds of `wall` outside the reconstruction itself; 0 where not known.
     resolution : float
-        A, where the FSC of its map with the truth falls below 0.5 in a soft sphere of `MASK_RADIUS`.
+        A, where the FSC of its map with the truth falls below 0.5 in a soft sphere whose edge is halfway
+        down at `MASK_RADIUS`.
     """
 
     wall: float
@@ -66,14 +67,17 @@ def run_ours(made, folder, *options) -> Run:
 
 
 def run_cryodrgn(made, folder, python) -> Run:
-    """``cryodrgn backproject_voxel`` with CTF multiplication; its conversion of the STAR file comes before."""
+    """``cryodrgn backproject_voxel`` with CTF multiplication; its conversion of the STAR file comes before.
+
+    It turns images of bright particles over, and its CTF is of the opposite sign: its map is bright again.
+    """
     folder = _emptied(folder)
     program = Path(python).with_name("cryodrgn")
     star, stack = made.star.resolve(), made.star.resolve().with_name("particles.mrcs")
     for kind in ("pose", "ctf"):
         timed([program, f"parse_{kind}_star", star, "-o", folder / f"{kind}.pkl"], folder, folder / "log.txt")
     command = [program, "backproject_voxel", stack, "--poses", folder / "pose.pkl", "--ctf", folder / "ctf.pkl"]
-    command += ["--ctf-alg", "mul", "--uninvert-data", "-o", folder]
+    command += ["--ctf-alg", "mul", "-o", folder]
     wall, processor = timed(command, folder, folder / "log.txt")
     return Run(wall, processor, 0.0, score(folder / "backproject.mrc", made.volume))
 
@@ -106,7 +110,7 @@ def timed(command, folder, log):
 def score(path, truth) -> float:
     """Resolution of a map against the true one, A."""
     volume, sampling_rate = read_volume(truth)
-    mask = soft_sphere(len(volume), MASK_RADIUS, MASK_EDGE)
+    mask = soft_sphere(len(volume), MASK_RADIUS - MASK_EDGE / 2, MASK_EDGE)
     curve = fourier_shell_correlation(read_volume(path)[0], volume, mask)
     return resolution_at(curve, 0.5, sampling_rate, len(volume))
 

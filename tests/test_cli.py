@@ -38,8 +38,17 @@ def _help(capsys, *arguments):
         ("initial-volume", ["--alpha-start", "(default: 80.0)", "--reference", "--device"]),
         (
             "reconstruct",
-            ["--symmetry", "(default: c1)", "--regularisation", "--mask-file", "--error-groups", "--device"],
+            [
+                "--symmetry",
+                "(default: c1)",
+                "--regularisation",
+                "--mask-file",
+                "--error-groups",
+                "--state FOLDER",
+                "--device",
+            ],
         ),
+        ("merge-states", ["states", "--state FOLDER", "--output", "--name", "cuda:0,cuda:1"]),
         ("demo", ["--engine-only", "--seed", "--device"]),
     ],
 )

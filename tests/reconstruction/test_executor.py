@@ -241,7 +241,7 @@ def test_ctf_is_used_where_there_is_one(tmp_path):
         (dict(), dict(ctf="weight"), "ctf: expected particles with a CTF"),
         (dict(sampling_rate=0.0), {}, "a pixel size, found 24, 0"),
         (dict(weight=np.full(60, -1.0)), dict(use_weights=True), "use_weights: expected weights of 0 or more"),
-        (dict(enabled=np.zeros(60, bool)), {}, "expected enabled particles, found 0"),
+        (dict(enabled=np.zeros(60, bool)), {}, "expected 2 or more enabled particles, found 0"),
         (dict(), dict(symmetry="x9"), "symmetry: expected"),
     ],
 )

@@ -23,6 +23,7 @@ from xmipp_accel.reconstruction.symmetry import factorise
 logger = logging.getLogger(__name__)
 
 LARGEST_BATCH = 1024
+LIKE = 0.1  # of directions: six degrees
 SIDEBANDS = {"none": ((0, 0),), "standard": ((1, 1), (-1, -1)), "reversed": ((1, -1), (-1, 1))}
 
 
@@ -117,7 +118,10 @@ class FourierAccumulator:
         sizes = box or self.volume.box, self.volume.sampling_rate
         g = plan_images(self.parameters, self.gridding, self.volume, *sizes)
         image = 4 * g.box * (g.box + g.padded) + 16 * g.columns * (g.padded + g.box) + 16 * g.rows * g.columns
-        budget = 0.2 * self.device.free_memory() if self.device.kind == "cuda" else 5e8
+        budget = 5e8
+        # What is free differs from run to run, and with the batches the order of additions.
+        if self.device.kind == "cuda" and not self.parameters.deterministic:
+            budget = 0.2 * self.device.free_memory()
         return int(np.clip(budget / image, 1, LARGEST_BATCH))
 
     def insert(self, images, views, group: OpticsGroup | None = None):
@@ -133,15 +137,17 @@ class FourierAccumulator:
             With box and sampling rate; by default those of the map.
         """
         plan = self.plan(group, views.optics)
-        if images.shape[1:] != (plan.grid.box,) * 2:
-            raise ParameterError(f"insert: expected images of {plan.grid.box} px, found shape {images.shape[1:]}")
+        expected = len(views), plan.grid.box, plan.grid.box
+        if images.shape != expected:
+            raise ParameterError(f"insert: expected images of shape {expected}, found {images.shape}")
+        sets = self._sets(views)
         diameter = self.parameters.mask_diameter or 0.8 * self.volume.box * self.volume.sampling_rate
+        arrays = images, views.shifts, plan.factors(views, diameter), plan.axes(views.matrices)
         curved = self.parameters.ewald != "none"
         curvature = plan.curvature(views, self.volume) if curved else np.zeros(len(views), np.float32)
-        arrays = images, views.shifts, plan.factors(views, diameter), plan.axes(views.matrices), curvature
         with self.device.activate():
-            self._insert_fitting(plan, *arrays, self._sets(views))
-        sets, signs = self._sets(views), np.sign(views.weights).astype(np.int64)
+            self._insert_fitting(plan, *arrays, curvature, sets)
+        signs = np.sign(views.weights).astype(np.int64)
         self.counts = [count + int(signs[sets == number].sum()) for number, count in enumerate(self.counts)]
 
     def _sets(self, views):
@@ -163,7 +169,8 @@ class FourierAccumulator:
         """Insert a batch, in parts where the device has no room for all of it."""
         images, shifts, factors, axes, curvature, sets = arrays
         count = len(images)
-        images = self.device.asarray(images, np.float32)
+        if array_module(images) is not self.device.xp or images.dtype != np.float32:
+            images = self.device.asarray(images, np.float32)  # which waits for what the device does
         for sideband, bend in SIDEBANDS[self.parameters.ewald]:
             try:
                 slices = plan.slices(images, shifts, factors, sideband)
@@ -197,8 +204,9 @@ class FourierAccumulator:
     def _insert(self, slices, axes, curvature, sets, grid):
         matrices = np.ascontiguousarray(np.einsum("nij,gkj->ngik", axes, self._operators))
         reach = self.gridding.reach + (grid.columns if self.gridding.as_xmipp else self.volume.radius)
+        order = _by_direction(axes[:, 2])
         for number, part in enumerate(self._parts):
-            members = np.flatnonzero(sets == number)
+            members = order[sets[order] == number]
             self._inversion.insert(part, self._bands, slices, matrices, curvature, members, reach)
 
     def export(self):
@@ -270,3 +278,11 @@ class FourierAccumulator:
             )
             del joined
             return make_maps(parts, counts, self._inversion, self.parameters, mask)
+
+
+def _by_direction(directions):
+    """Order in which images of like viewing direction, which reach the same voxels, follow each other."""
+    axis = np.abs(directions).argmax(axis=1)
+    along = np.take_along_axis(directions, axis[:, None], axis=1)
+    cells = np.rint(directions / np.where(along < 0, -LIKE, LIKE)).astype(np.int64)
+    return np.lexsort((*cells.T, axis))

@@ -14,10 +14,10 @@ SMOOTHING = 2  # rings to each side
 
 
 def noise_power(particles, rows, group, particle_diameter: float, seed: int) -> np.ndarray:
-    """Mean power of the noise by ring.
+    """Mean power by ring of the noise of a pixel; the variance of the pixels if the noise is white.
 
-    Each image, less its mean outside the particle, is set to zero inside it: that smooths the spectrum of the
-    noise and takes a share of its power that is the same in all rings.
+    Each image, less its mean outside the particle, is set to zero inside it, which smooths the spectrum of the
+    noise and takes the same share of its power from all rings.
 
     Parameters
     ----------
@@ -56,11 +56,11 @@ def noise_power(particles, rows, group, particle_diameter: float, seed: int) -> 
             power += shell_sums(spectrum, spectrum)[1]
         used += len(images)
     ones = np.ones((box, box // 2 + 1), np.complex64)
-    power /= shell_sums(ones, ones)[1]
+    power /= shell_sums(ones, ones)[1] * (outside.sum() * max(used, 1))
     # Ring 0 has no power, since the mean is taken away; few samples are in the next ones.
     power[0] = power[1]
     padded = np.pad(power, SMOOTHING, mode="edge")
-    smooth = np.convolve(padded, np.ones(2 * SMOOTHING + 1) / (2 * SMOOTHING + 1), "valid") / max(used, 1)
+    smooth = np.convolve(padded, np.ones(2 * SMOOTHING + 1) / (2 * SMOOTHING + 1), "valid")
     if not (smooth > 0).all():
         raise ProcessingError("noise_weights: expected noise around the particles, found none")
     return smooth

@@ -37,8 +37,8 @@ class ReconstructFourierParameters(Parameters):
     use_weights: bool = parameter(False, "Multiply each particle by its weight; weight 0 leaves it out.")
     mask_diameter: float = parameter(
         0.0,
-        "Diameter of the particle: of the soft sphere for the masked FSC, and for ewald and noise_weights; 0 takes "
-        "0.8 of the box.",
+        "Diameter of the particle, for the soft sphere of the masked FSC, ewald and noise_weights; 0 takes 0.8 of "
+        "the box.",
         unit="A",
         minimum=0.0,
     )
@@ -83,8 +83,8 @@ class ReconstructFourierParameters(Parameters):
     )
     noise_weights: bool = parameter(
         False,
-        "Divide the weights of each resolution shell by the power of the noise around the particles, for each "
-        "optics group.",
+        "Divide the weights of each optics group, in each resolution shell, by the power of the noise around its "
+        "particles: groups of less noise count more.",
         advanced=True,
     )
     score_b_factor: float = parameter(
@@ -112,15 +112,16 @@ class ReconstructFourierParameters(Parameters):
     )
     max_memory: float = parameter(
         0.0,
-        "Memory for sums and maps; where they need more, the images are read several times, each time for other "
-        "planes of the volume. 0 takes what a GPU has free.",
+        "Memory of a device for sums and maps; where they need more, the images are read several times, each time "
+        "for other planes of the volume, and maps are made in the host's memory. 0 takes what a GPU has free.",
         unit="GB",
         minimum=0.0,
         advanced=True,
     )
     preview_interval: float = parameter(
         0.0,
-        "Write the map of what has been inserted so far at this interval, as <name>_preview.mrc; 0 never does.",
+        "Write the map of what has been inserted so far, by one device of several, at this interval, as "
+        "<name>_preview.mrc; 0 never does.",
         unit="s",
         minimum=0.0,
         advanced=True,
@@ -145,7 +146,7 @@ class ReconstructFourierParameters(Parameters):
     refine_iterations: int = parameter(
         0,
         "Fit the map to the images by least squares, in so many iterations of conjugate gradients, in place of "
-        "dividing by weights: several times nearer to the density where images are many or clean, for three times "
+        "dividing by weights: several times nearer to the density where noise does not limit it, for three times "
         "the memory; 8 to 12 are enough. Samples are spread by a blob of its own. 0 divides.",
         minimum=0,
         advanced=True,
@@ -167,6 +168,10 @@ class ReconstructFourierParameters(Parameters):
             raise ParameterError(
                 "ewald: expected images with a CTF that is not corrected, and the method trilinear or blob "
                 f"without a map to subtract, found ctf {self.ctf!r} and method {self.method!r}"
+            )
+        if self.noise_weights and self.method.startswith("xmipp"):
+            raise ParameterError(
+                f"noise_weights: expected the method trilinear, blob or nearest, found {self.method!r}"
             )
         if self.error_groups == 1:
             raise ParameterError("error_groups: expected 0, or at least 2 to compare, found 1")

@@ -139,12 +139,14 @@ def plan_slices(parameters, gridding: Gridding, volume, group, optics=None, nois
     optics : ParticleOptics, optional
         Of one or more of its particles; beam tilt needs voltage and Cs.
     noise : (box // 2 + 1,) array, optional
-        Power of the noise by ring of the image; the weights of samples are divided by it.
+        Power of the noise of a pixel by ring of the image, see :func:`~.noise.noise_power`; the weights of
+        samples are divided by what it is in the units of the map.
 
     Raises
     ------
     ParameterError
-        A beam tilt has no lens, or the Ewald sphere images that are multiplied by their CTF.
+        A beam tilt has no lens, or images that are multiplied by their CTF are to be put on the Ewald sphere or
+        to be weighted by their noise, which is that of the CTF's squares, too.
     """
     magnification = np.asarray(group.magnification)
     stretch = float(np.linalg.norm(magnification, 2))
@@ -152,16 +154,21 @@ def plan_slices(parameters, gridding: Gridding, volume, group, optics=None, nois
     mode = CTF_MODES[parameters.ctf]
     if group.premultiplied and mode:
         mode = CTF_MODES["premultiplied"]
-        if parameters.ewald != "none":
-            raise ParameterError(
-                f"ewald: expected images without their CTF, found them multiplied in optics group {group.name!r}"
-            )
-    return SlicePlan(grid, gridding, mode, magnification, _table(grid, group, optics, noise))
+    if mode == CTF_MODES["premultiplied"] and (parameters.ewald != "none" or noise is not None):
+        choice = "noise_weights" if noise is not None else "ewald"
+        raise ParameterError(
+            f"{choice}: expected images without their CTF, found them multiplied in optics group {group.name!r}"
+        )
+    weights = None
+    if noise is not None:
+        weights = (volume.box / (grid.gain * grid.box)) ** 2 / np.asarray(noise)
+    return SlicePlan(grid, gridding, mode, magnification, _table(grid, group, optics, weights))
 
 
-def _table(grid, group, optics, noise):
+def _table(grid, group, optics, weights):
+    """Phases and weights of all samples; None if there are none. `weights` are those of the image's rings."""
     aberrated = any(group.beam_tilt) or group.odd_zernike or group.even_zernike
-    if not aberrated and noise is None:
+    if not aberrated and weights is None:
         return None
     ky, kx = np.meshgrid(np.arange(grid.rows) - grid.rows // 2, np.arange(grid.columns), indexing="ij")
     x, y = kx * grid.step, ky * grid.step
@@ -174,7 +181,7 @@ def _table(grid, group, optics, noise):
         tilt = dict(beam_tilt=group.beam_tilt, magnification=group.magnification)
         table[..., 0] = -even_phase(x, y, group.even_zernike, group.magnification)
         table[..., 1] = odd_phase(x, y, group.odd_zernike, **tilt, **lens)
-    if noise is not None:
+    if weights is not None:
         rings = np.hypot(kx, ky) * (grid.box / grid.padded)
-        table[..., 2] = np.interp(rings, np.arange(len(noise)), np.mean(noise) / np.asarray(noise))
+        table[..., 2] = np.interp(rings, np.arange(len(weights)), weights)
     return table

@@ -92,7 +92,7 @@ class Insertion:
     Attributes
     ----------
     usable : (n,) bool array
-        Which of the selected particles have finite images.
+        Which of the selected particles have images of finite numbers that are not all the same.
     waited : float
         Seconds that devices waited for images.
     """
@@ -127,7 +127,7 @@ class Insertion:
         if len(bands) == 1:
             return self._pass(sizes, bands[0], passes=1)
         logger.warning(
-            "%s: %.1f GB hold %d of %d planes of the sums: reading the images %d times, making maps on the CPU",
+            "%s: %.3g GB hold %d of %d planes of the sums: reading the images %d times, making maps on the CPU",
             self.devices[0],
             memory / 1e9,
             bands[0][1],

@@ -87,23 +87,22 @@ def select(parameters: ReconstructFourierParameters, particles, scores=None) -> 
     Raises
     ------
     ParameterError
-        Angles, shifts, weights or scores are missing or not finite numbers.
+        Angles, shifts, optics, weights or scores are missing or no possible numbers.
     ProcessingError
         Too few particles are left.
     """
-    wanted = np.asarray(particles.enabled, dtype=bool).copy()
+    rows = np.flatnonzero(particles.enabled)
     if parameters.use_weights:
-        _require(particles.weight >= 0, "use_weights: expected weights of 0 or more, found", particles.weight)
-        wanted &= particles.weight > 0
-    rows = np.flatnonzero(wanted)
-    if len(rows) < (2 if parameters.halves else 1):
-        raise ProcessingError(f"reconstruction: expected enabled particles, found {len(rows)}")
+        weights = particles.weight[rows]
+        _require(weights >= 0, "use_weights", "weights of 0 or more", weights, rows)
+        rows = rows[weights > 0]
+    least = 2 if parameters.halves else 1
+    if len(rows) < least:
+        which = "enabled particles of positive weight" if parameters.use_weights else "enabled particles"
+        raise ProcessingError(f"reconstruction: expected {least} or more {which}, found {len(rows)}")
     rows = rows[np.argsort(particles.optics_group[rows], kind="stable")]
     chosen = particles.take(rows)
-    for name in ("rot", "tilt", "psi", "shift_x", "shift_y"):
-        _require(
-            np.isfinite(getattr(chosen, name)), f"particles: expected finite {name}, found", getattr(chosen, name)
-        )
+    _check(chosen, rows, parameters.ctf != "none")
     halves = assign_halves(chosen.half, parameters.seed) if parameters.halves else None
     groups = None
     if parameters.error_groups:
@@ -111,7 +110,7 @@ def select(parameters: ReconstructFourierParameters, particles, scores=None) -> 
         groups = assign_groups(sets, parameters.error_groups, parameters.seed)
     decays = None
     if parameters.score_b_factor:
-        values = _scores(parameters, chosen)
+        values = _scores(parameters, chosen, rows)
         scores = scores or (float(values.max()), float(values.std()) or 1.0)
         decays = parameters.score_b_factor * (scores[0] - values) / scores[1]
     views = Views.from_particles(
@@ -124,13 +123,28 @@ def select(parameters: ReconstructFourierParameters, particles, scores=None) -> 
     return Selection(rows, views, chosen.used_groups(), chosen.optics_group, scores)
 
 
-def _require(good, message, values):
-    if not np.all(good):
-        row = int(np.flatnonzero(~np.asarray(good))[0])
-        raise ParameterError(f"{message} {values[row]:g} for particle {row + 1}")
+def _check(chosen, rows, with_optics):
+    """Require poses, and optics where they are used, of which an image can be made."""
+    names: tuple[str, ...] = "rot", "tilt", "psi", "shift_x", "shift_y"
+    if with_optics:
+        names += "defocus_u", "defocus_v", "defocus_angle", "phase_shift", "voltage", "cs", "amplitude_contrast"
+        _require(chosen.voltage > 0, "voltage", "more than 0 kV", chosen.voltage, rows)
+        _require(chosen.cs >= 0, "cs", "a spherical aberration of 0 mm or more", chosen.cs, rows)
+        contrast = chosen.amplitude_contrast
+        _require(np.abs(contrast) <= 1, "amplitude_contrast", "a fraction of 1", contrast, rows)
+    for name in names:
+        _require(True, name, "finite numbers", getattr(chosen, name), rows)
 
 
-def _scores(parameters, particles):
+def _require(good, name, what, values, rows):
+    """Raise an error that tells the first particle whose value is not `good` or not finite."""
+    bad = np.flatnonzero(~(good & np.isfinite(values)))
+    if len(bad):
+        row = rows[bad[0]]
+        raise ParameterError(f"{name}: expected {what}, found {values[bad[0]]:g} for particle {row + 1}")
+
+
+def _scores(parameters, particles, rows):
     """What B factors are made of, as in cisTEM (Grigorieff, eLife 2016, 5:e15383) from the mean score down."""
     labels = [parameters.score_label] if parameters.score_label else SCORES
     label = next((label for label in labels if label in particles.extra), None)
@@ -140,5 +154,5 @@ def _scores(parameters, particles):
             f"found {', '.join(particles.extra) or 'none'}"
         )
     scores = np.asarray(particles.extra[label], dtype=np.float64)
-    _require(np.isfinite(scores), f"score_b_factor: expected finite {label}, found", scores)
+    _require(True, "score_b_factor", f"finite numbers as {label}", scores, rows)
     return scores

@@ -50,7 +50,7 @@ class BatchSource:
         key
         (n, box, box) float32 array
             Valid for what is enqueued before the next one is asked for. Images that hold a value that is not
-            finite are zero.
+            finite, or the same one everywhere, are zero.
         (n,) bool array
         """
         readers = ThreadPoolExecutor(min(MOST_READERS, cpu_count()))
@@ -88,9 +88,8 @@ class BatchSource:
         images[part] = self._particles.images(rows[part])
         if self._inspect is not None:
             self._inspect(rows[part], images[part])
-        bad = ~np.isfinite(images[part].sum(axis=(1, 2)))
-        images[part][bad] = 0
-        usable[part] = ~bad
+        usable[part] = _usable(images[part])
+        images[part][~usable[part]] = 0
 
     def _deliver(self, job, used):
         key, images, usable, buffer = job.result()
@@ -104,6 +103,15 @@ class BatchSource:
         with mark:
             pass
         self._buffers.put(buffer)
+
+
+def _usable(images) -> np.ndarray:
+    """Which of images (n, box, box) hold finite numbers and more than one."""
+    usable = np.isfinite(images.sum(axis=(1, 2)))
+    middle = images[:, images.shape[1] // 2]
+    for place in np.flatnonzero((middle == middle[:, :1]).all(axis=1)):
+        usable[place] = usable[place] and images[place].min() < images[place].max()
+    return usable
 
 
 class Dealer:

@@ -38,6 +38,7 @@ MAPS_ONLY = (
     "regularisation",
     "wiener_constant",
     "mask_file",
+    "refine_support",
     "deterministic",
     "max_memory",
     "preview_interval",
@@ -93,6 +94,7 @@ def sum_settings(parameters, particles, reference=None) -> dict[str, Any]:
     values["symmetry"] = normalize_symmetry(parameters.symmetry)
     if parameters.ewald == "none":  # else it is the distance at which the two spheres part
         del values["mask_diameter"]
+    values["for_least_squares"] = values.pop("refine_iterations") > 0
     # A volume may change under the same name.
     values["subtract"] = "" if reference is None else f"CRC {zlib.crc32(np.ascontiguousarray(reference).data):08x}"
     values.update(box=particles.box, sampling_rate=particles.sampling_rate, has_ctf=particles.has_ctf)
