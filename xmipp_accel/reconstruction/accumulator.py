@@ -17,7 +17,7 @@ from xmipp_accel.reconstruction.geometry import plan_images, plan_volume
 from xmipp_accel.reconstruction.gridding import plan_gridding
 from xmipp_accel.reconstruction.inversion import plan_inversion
 from xmipp_accel.reconstruction.maps import Maps, make_maps
-from xmipp_accel.reconstruction.prepare import CTF_MODES, SlicePlan, plan_slices
+from xmipp_accel.reconstruction.prepare import CTF_MODES, Room, SlicePlan, plan_slices
 from xmipp_accel.reconstruction.symmetry import factorise
 
 logger = logging.getLogger(__name__)
@@ -64,6 +64,7 @@ class FourierAccumulator:
         self._inversion = plan_inversion(parameters, self.gridding, self.volume, self._permutations)
         self._bands = self._inversion.bands(self.planes)
         self._plans: dict[Any, SlicePlan] = {}
+        self._room = Room()
         self._reference: VolumeSpectrum | None = None
         self.groups = max(1, parameters.error_groups)
         self.counts = [0] * ((2 if parameters.halves else 1) * self.groups)
@@ -173,7 +174,7 @@ class FourierAccumulator:
             images = self.device.asarray(images, np.float32)  # which waits for what the device does
         for sideband, bend in SIDEBANDS[self.parameters.ewald]:
             try:
-                slices = plan.slices(images, shifts, factors, sideband)
+                slices = plan.slices(images, shifts, factors, sideband, self._room)
                 self._subtract(slices, axes, plan.grid)
             except MemoryError:
                 if count < 2 or sideband == -1:

@@ -19,11 +19,13 @@ FASTEST = {TRILINEAR: "scatter", BLOB: "columns"}
 REPEATABLE = "bricks"
 
 
-def prepare_slices(transforms, ramp_y, ramp_x, factors, table, rows, limit, mode, sideband, inside_only, once):
-    """See :func:`xmipp_accel.kernels.reference.insert.prepare_slices`; returns float32 on the same device."""
+def prepare_slices(
+    transforms, ramp_y, ramp_x, factors, table, rows, limit, mode, sideband, inside_only, once, out=None
+):
+    """See :func:`xmipp_accel.kernels.reference.insert.prepare_slices`; float32, new or in the array `out`."""
     xp = array_module(transforms)
     count, padded, columns = transforms.shape
-    slices = xp.empty((count, rows, columns, 4), dtype=xp.float32)
+    slices = xp.empty((count, rows, columns, 4), dtype=xp.float32) if out is None else out
     arrays: list[Any] = [xp.ascontiguousarray(a) for a in (transforms, ramp_y, ramp_x, factors, table)]
     flags = mode, sideband, inside_only, once
     if xp is np:

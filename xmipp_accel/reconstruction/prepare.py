@@ -21,6 +21,20 @@ CPU_CHUNK = 8  # images whose transforms stay in a core's cache
 CTF_MODES = {"none": 0, "weight": 1, "phase_flipped": 2, "premultiplied": 3}
 
 
+class Room:
+    """Memory on the host that grows with what is asked for: pages new to a process cost as much as a copy."""
+
+    def __init__(self):
+        self._memory = np.empty(0, np.float32)
+
+    def array(self, shape):
+        """Array of that shape, with whatever values; the one of the last call is then no longer to be used."""
+        size = int(np.prod(shape, dtype=np.int64))
+        if self._memory.size < size:
+            self._memory = np.empty(size, np.float32)
+        return self._memory[:size].reshape(shape)
+
+
 @dataclasses.dataclass(frozen=True)
 class SlicePlan:
     """What the slices of images of one optics group have in common.
@@ -78,7 +92,7 @@ class SlicePlan:
         voxels = volume.padded * volume.sampling_rate
         return (0.5 * wavelength * self.grid.step**2 * voxels).astype(np.float32)
 
-    def slices(self, images, shifts, factors, sideband=0):
+    def slices(self, images, shifts, factors, sideband=0, room=None):
         """Records of images.
 
         Parameters
@@ -89,6 +103,8 @@ class SlicePlan:
         factors : (n, 10) float32 array
             On the host.
         sideband : {0, 1, -1}
+        room : Room, optional
+            Memory for the result on the CPU, used again by the next call.
 
         Returns
         -------
@@ -99,16 +115,16 @@ class SlicePlan:
             images, shifts = shift_bspline(images, shifts), np.zeros_like(shifts)
         if xp is not np:
             return self._slices(images, shifts, factors, sideband)
-        slices = np.empty((len(images), self.grid.rows, self.grid.columns, 4), np.float32)
+        slices = (room or Room()).array((len(images), self.grid.rows, self.grid.columns, 4))
 
         def fill(first):
             part = slice(first, first + CPU_CHUNK)
-            slices[part] = self._slices(images[part], shifts[part], factors[part], sideband)
+            self._slices(images[part], shifts[part], factors[part], sideband, slices[part])
 
         on_all_cores(fill, range(0, len(images), CPU_CHUNK))
         return slices
 
-    def _slices(self, images, shifts, factors, sideband):
+    def _slices(self, images, shifts, factors, sideband, out=None):
         grid, xp, fft = self.grid, array_module(images), fft_module(images, workers=1)
         # The zero padding is transformed only where it must be.
         half = xp.ascontiguousarray(fft.rfft(images, n=grid.padded, axis=2)[:, :, : grid.columns])
@@ -122,7 +138,7 @@ class SlicePlan:
         # A voxel that takes one sample only cannot take one twice.
         once = inside_only and self.gridding.kernel != "nearest"
         choices = grid.rows, grid.limit, self.mode, sideband, inside_only, once
-        arguments = [transforms, *ramps, from_host(factors, xp), table, *choices]
+        arguments = [transforms, *ramps, from_host(factors, xp), table, *choices, out]
         return insert.prepare_slices(*arguments)
 
 
