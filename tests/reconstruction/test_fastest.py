@@ -34,7 +34,8 @@ class Recorded:
     """Insertions of images on a fake GPU: in which way, and how long; the checks of ways stand apart."""
 
     def __init__(self, monkeypatch, wrong=()):
-        self.gpu, self.ways, self.checked, self._wrong = FakeGpu(), [], [], wrong
+        self.gpu, self._wrong = FakeGpu(), wrong
+        self.ways, self.counts, self.checked = [], [], []
         for name, default in (("insert_trilinear", "scatter"), ("insert_blob", "columns")):
             monkeypatch.setattr(insert, name, self._recording(getattr(insert, name), default))
 
@@ -44,7 +45,11 @@ class Recorded:
             if how in self._wrong:
                 sums[tuple(np.array(sums.shape) // 2)] += 0.1
             self.gpu.clock.now += COSTS[how] * len(images)
-            (self.checked if len(slices) == 2 and slices.shape[2] == SMALL else self.ways).append(how)
+            if len(slices) == 2 and slices.shape[2] == SMALL:
+                self.checked.append(how)
+            else:
+                self.ways.append(how)
+                self.counts.append(len(images))
 
         return insertion
 
@@ -133,6 +138,18 @@ def test_a_run_tries_ways_unless_told_not_to(monkeypatch, tmp_path):
         np.testing.assert_array_equal(volume, plain)
 
 
+def test_parts_of_the_sums_are_trials_of_their_own(monkeypatch):
+    """Half maps halve what a trial costs; a part that gets no images is none."""
+    recorded = Recorded(monkeypatch)
+    images, matrices, shifts = views(4, 12)
+    accumulator = FourierAccumulator(ReconstructFourierParameters(ctf="none"), recorded.gpu, 12, SAMPLING)
+    accumulator.ways.expect(1000)
+    for halves in ([2] * 4, [1, 2, 1, 2], [1, 2, 1, 2], [1] * 4):
+        accumulator.insert(images, Views(matrices, shifts, halves=np.array(halves)))
+    used = [way for way, count in zip(recorded.ways, recorded.counts) if count]
+    assert used == ["scatter"] * 3 + ["columns"] * 3
+
+
 def test_everything_is_measured_on_demand_and_shown_later(monkeypatch):
     recorded = Recorded(monkeypatch)
     lines = list(tune(recorded.gpu, 12))
@@ -155,7 +172,7 @@ def test_everything_is_measured_on_demand_and_shown_later(monkeypatch):
 @pytest.mark.parametrize(("kernel", "radius"), [("trilinear", 1.9), ("blob", 1.9), ("blob", 2.5)])
 def test_all_ways_pass_the_check_on_a_real_device(device, kernel, radius):
     """In a thread of its own, whose stream it changes; the CPU has one way under all names."""
-    ways = FastestInsertion(device, Gridding(kernel, False, radius, 0, 15.0, ""), {}, 1)
+    ways = FastestInsertion(device, Gridding(kernel, False, radius, 0, 15.0, ""), {})
     with ThreadPoolExecutor(1) as thread:
         found = list(thread.map(ways._difference, ("columns", "bricks")))
     assert max(found) < TOLERANCE / 2

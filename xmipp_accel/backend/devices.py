@@ -104,8 +104,8 @@ class Device:
     def stopwatch(self):
         """Begin to take the time of what this thread enqueues on this device from now on.
 
-        Its method ``stop`` ends that; ``seconds`` tells the time, or None as long as the device has not come so far.
-        Neither waits.
+        Its method ``stop`` ends that; ``seconds`` tells the time, or None as long as the device has not come so
+        far. Neither waits.
         """
         return _HostStopwatch() if self.kind == "cpu" else _CudaStopwatch(self)
 

@@ -73,8 +73,8 @@ class FourierAccumulator:
         self._reference: VolumeSpectrum | None = None
         self.groups = max(1, parameters.error_groups)
         self.counts = [0] * ((2 if parameters.halves else 1) * self.groups)
-        problem = parameters, device, self.gridding, self.volume, self.planes, len(self._operators)
-        self.ways = plan_insertion(*problem, len(self.counts))
+        problem = self.volume, self.planes, len(self._operators)
+        self.ways = plan_insertion(parameters, device, self.gridding, *problem)
         with device.activate():
             self._parts: Any = [self._new_part() for _ in self.counts]
 
@@ -211,9 +211,9 @@ class FourierAccumulator:
         matrices = np.ascontiguousarray(np.einsum("nij,gkj->ngik", axes, self._operators))
         reach = self.gridding.reach + (grid.columns if self.gridding.as_xmipp else self.volume.radius)
         order = _by_direction(axes[:, 2])
-        with self.ways.choose(grid, len(slices)) as how:
-            for number, part in enumerate(self._parts):
-                members = order[sets[order] == number]
+        for number, part in enumerate(self._parts):
+            members = order[sets[order] == number]
+            with self.ways.choose(grid, len(members)) as how:
                 self._inversion.insert(part, self._bands, slices, matrices, curvature, members, reach, how)
 
     def export(self):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 from concurrent.futures import Executor, ThreadPoolExecutor
 from typing import Any
 
@@ -40,8 +41,6 @@ class FastestInsertion:
     gridding : Gridding
     problem : dict
         What their speeds depend on besides the images.
-    parts : int
-        Half sets and groups that share the images of a batch.
     budget : Budget
         Nothing is tried as long as it is empty.
     cache : TuningCache
@@ -53,7 +52,6 @@ class FastestInsertion:
     device: Device
     gridding: Gridding
     problem: dict[str, Any]
-    parts: int
     budget: Budget = dataclasses.field(default_factory=Budget)
     cache: TuningCache = dataclasses.field(default_factory=TuningCache)
     anew: bool = False
@@ -65,7 +63,9 @@ class FastestInsertion:
         self.budget.expect(images)
 
     def choose(self, grid, images: int):
-        """Context that gives the way in which to insert a batch of images of an `ImageGrid`."""
+        """Context that gives the way in which to insert images of an `ImageGrid` into one part of the sums."""
+        if not images:
+            return contextlib.nullcontext("")
         if grid not in self.tuners:
             self.tuners[grid] = self._tuner(grid, images)
         return self.tuners[grid].trial(images)
@@ -76,8 +76,7 @@ class FastestInsertion:
         return bool(self.tuners) and all(tuner.settled for tuner in self.tuners.values())
 
     def _tuner(self, grid, images):
-        each = (images // self.parts).bit_length()
-        problem = dict(self.problem, slices=_rounded(grid.rows), images=f"below {1 << each}")
+        problem = dict(self.problem, slices=_rounded(grid.rows), images=1 << round(math.log2(images)))
         named = [f"{name} {value}" for name, value in problem.items()]
         key = ", ".join([f"insertion on {self.device.model}", f"source {kernel_digest('insert')}", *named])
         entry = None if self.anew else self.cache.entries().get(key)
@@ -88,7 +87,7 @@ class FastestInsertion:
             self.device.stopwatch,
             self._difference,
             self.background,
-            known=entry and entry.trials,
+            known=entry.trials if entry else None,
             store=lambda entry: self.cache.store(key, entry),
         )
 
@@ -131,7 +130,7 @@ class UsualInsertion:
         return contextlib.nullcontext("")
 
 
-def plan_insertion(parameters, device, gridding, volume, planes, operators, parts):
+def plan_insertion(parameters, device, gridding, volume, planes, operators):
     """A `FastestInsertion`, or a `UsualInsertion` on the CPU, for sums that are to be repeatable and for nearest.
 
     Parameters
@@ -143,8 +142,6 @@ def plan_insertion(parameters, device, gridding, volume, planes, operators, part
     planes : (int, int)
     operators : int
         Insertions of each image.
-    parts : int
-        Half sets and groups.
     """
     if device.kind == "cpu" or gridding.how or gridding.kernel not in DEFAULTS:
         return UsualInsertion()
@@ -156,7 +153,7 @@ def plan_insertion(parameters, device, gridding, volume, planes, operators, part
         curved=parameters.ewald != "none",
         weights_apart=parameters.refine_iterations > 0,
     )
-    return FastestInsertion(device, gridding, problem, parts)
+    return FastestInsertion(device, gridding, problem)
 
 
 def _rounded(size):

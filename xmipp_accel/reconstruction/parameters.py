@@ -130,8 +130,8 @@ class ReconstructFourierParameters(Parameters):
     )
     tune: bool = parameter(
         True,
-        "On a GPU, try other ways of insertion on up to 3% of the particles of a long run, which adds the same, and "
-        "keep to the fastest; it is stored for later runs. Off: only what was stored before is used.",
+        "On a GPU, try other ways of insertion on up to 3% of the particles of a long run, which adds the same, "
+        "and keep to the fastest; it is stored for later runs. Off: only what was stored before is used.",
         advanced=True,
     )
     mask_file: str = parameter(

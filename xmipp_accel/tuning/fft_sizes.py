@@ -1,8 +1,8 @@
 """To which size images are best padded for their transforms: the question of cuFFTAdvisor (Strelak and Filipovic,
 ANDARE 2018).
 
-The answer is advice for a parameter. No reconstruction takes it by itself: the grid of its sums depends on the size,
-and sums of machines on which different sizes are fastest could not be added to each other.
+The answer is advice for a parameter. No reconstruction takes it by itself: an image can only be taken out of sums
+by the very samples that were put in, which depend on the size, and other machines may find other sizes the fastest.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ REPETITIONS = 3
 
 
 def candidate_sizes(smallest: int) -> list[int]:
-    """Even sizes from `smallest` to 1.1 times that without prime factors above 7, the most promising ones first."""
+    """Even sizes from `smallest` to 1.1 times that, of prime factors up to 7, the most promising ones first."""
     sizes = {good_fft_size(n) for n in range(smallest, math.floor(GROWTH * smallest) + 1)}
     fitting = {size for size in sizes if size <= GROWTH * smallest} or sizes
     return sorted(fitting, key=lambda size: (radix_passes(size), size & (size - 1) != 0, size))

@@ -1,7 +1,7 @@
 """Choice among ways of doing the same work, by their times on the work itself.
 
-The results of all ways count, so that trying costs no more than a slow way's time. This is the dynamic tuning of KTT
-(Filipovic et al., Future Gener. Comput. Syst. 108 (2020), 161), for spaces of a few options.
+The results of all ways count, so that trying costs no more than a slow way's time. This is the dynamic tuning of
+KTT (Petrovic et al., Future Gener. Comput. Syst. 108 (2020), 161), for spaces of a few options.
 """
 
 from __future__ import annotations
