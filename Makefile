@@ -2,7 +2,8 @@
 #   make demo DEVICE=cuda        run on the GPU (installs CuPy for the driver's CUDA version)
 #   make demo PYTHON=python3.10  use another Python (3.9 to 3.12)
 # `make bench-movies`, `bench-movies-gpu`, `bench-movies-memory`, `bench-movies-formats`, `bench-align`,
-# `bench-align-gpu` and `bench-classify-gpu` measure: see docs/benchmarks.md.
+# `bench-align-gpu`, `bench-classify-gpu`, `bench-reconstruct` and `bench-reconstruct-gpu` measure: see
+# docs/benchmarks.md.
 
 ifneq ($(filter %-gpu,$(MAKECMDGOALS)),)
 DEVICE := cuda
@@ -16,7 +17,7 @@ comma := ,
 EXTRAS := test$(if $(filter cuda%,$(DEVICE)),$(if $(CUDA_MAJOR),$(comma)cuda$(CUDA_MAJOR)))
 INSTALLED := $(VENV)/.installed-$(subst $(comma),-,$(EXTRAS))
 
-.PHONY: demo test lint wheel bench-movies bench-movies-gpu bench-movies-memory bench-movies-formats bench-align bench-align-gpu bench-classify-gpu clean
+.PHONY: demo test lint wheel bench-movies bench-movies-gpu bench-movies-memory bench-movies-formats bench-align bench-align-gpu bench-classify-gpu bench-reconstruct bench-reconstruct-gpu clean
 
 demo: $(INSTALLED)
 	$(VENV)/bin/xmipp-accel demo --device $(DEVICE) --output $(OUTPUT)
@@ -53,6 +54,12 @@ bench-align-gpu: $(INSTALLED)
 
 bench-classify-gpu: $(INSTALLED)
 	$(VENV)/bin/python -m benchmarks.classify_gpu
+
+bench-reconstruct: $(INSTALLED)
+	$(VENV)/bin/python -m benchmarks.reconstruct
+
+bench-reconstruct-gpu: $(INSTALLED)
+	$(VENV)/bin/python -m benchmarks.reconstruct_gpu
 
 $(VENV)/bin/python:
 	$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(not ((3, 9) <= v <= (3, 12)) and "Python 3.9 to 3.12 is needed, this is %d.%d: make PYTHON=..." % v)'

@@ -8,7 +8,6 @@ any set of particles.
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import shutil
 import tempfile
 from pathlib import Path
@@ -66,21 +65,15 @@ def main():
     print_json(figures)
 
 
-def available():
-    """Rows whose parameters this version has."""
-    known = {field.name for field in dataclasses.fields(ReconstructFourierParameters)}
-    return [method for method, choices in METHODS.items() if known.issuperset(choices)]
-
-
 def exact(folder, quick):
     """Table of errors and gains without noise and CTF."""
     figures: dict[str, object] = {}
     rows = []
     phantom = reconstruct_phantom.make_phantom()
-    truth = phantom.volume(reconstruct_phantom.BOX, reconstruct_phantom.SAMPLING_RATE)
+    truth = reconstruct_phantom.true_map(phantom)
     views = reconstruct_phantom.make_views(phantom, 100 if quick else VIEWS[0], seed=7)
     particles = reconstruct_phantom.write_particles(views, folder)
-    for method in available():
+    for method in METHODS:
         many, few = (
             reconstruct_phantom.compare(reconstruct(part, folder, method, halves=False)[0], truth)
             for part in (particles, particles.take(range(min(VIEWS[1], len(particles)))))
@@ -100,7 +93,7 @@ def noisy(folder, quick):
     figures: dict[str, object] = {}
     rows = []
     phantom = reconstruct_phantom.make_phantom()
-    truth = phantom.volume(reconstruct_phantom.BOX, reconstruct_phantom.SAMPLING_RATE)
+    truth = reconstruct_phantom.true_map(phantom)
     clean = reconstruct_phantom.make_views(phantom, 200 if quick else 3000, seed=3, ctf=True)
     for key, snr in NOISE:
         views = reconstruct_phantom.with_noise(clean, snr, seed=4)
@@ -137,7 +130,7 @@ def peers(folder, quick, peers_python):
     # Kernels are compiled once in an installation's life.
     reconstruct_peers.run_ours(warm, folder / "ours")
     made = particle_data.make_particles(folder / "set", n=100 if quick else 2000, box=128, snr=0.1, **common)
-    found = side_by_side(made, folder, "2000 particles of 128 px, CTF on a periodic box")
+    found = side_by_side(made, folder, "CTF on a periodic box")
     figures = figures_of(found, "")
     if peers_python:
         others = {
@@ -148,7 +141,7 @@ def peers(folder, quick, peers_python):
     # A quarter of the ratio in four times the pixels is the same noise in each of them.
     large = particle_data.make_particles(folder / "large", n=100 if quick else 1000, box=256, snr=0.025, **common)
     cut = particle_data.cut_out(large, folder / "cut", 128)
-    found = side_by_side(cut, folder, "1000 particles of 128 px, cut from 256 px")
+    found = side_by_side(cut, folder, "cut from 256 px")
     return figures | figures_of(found, "cut_")
 
 
@@ -159,7 +152,7 @@ def side_by_side(made, folder, title):
         runs["RELION"] = reconstruct_peers.run_relion(made, folder / "relion")
     else:
         print(f"{reconstruct_peers.RELION} is not on the PATH: left out", flush=True)
-    print_runs(title, runs)
+    print_runs(f"{len(made.eulers)} particles of 128 px, {title}", runs)
     return runs
 
 

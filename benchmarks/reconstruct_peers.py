@@ -34,7 +34,8 @@ class Run:
     start_up : float
         Seconds of `wall` outside the reconstruction itself; 0 where not known.
     resolution : float
-        A, where the FSC of its map with the truth falls below 0.5 in a soft sphere of `MASK_RADIUS`.
+        A, where the FSC of its map with the truth falls below 0.5 in a soft sphere whose edge is halfway
+        down at `MASK_RADIUS`.
     """
 
     wall: float
@@ -109,7 +110,7 @@ def timed(command, folder, log):
 def score(path, truth) -> float:
     """Resolution of a map against the true one, A."""
     volume, sampling_rate = read_volume(truth)
-    mask = soft_sphere(len(volume), MASK_RADIUS, MASK_EDGE)
+    mask = soft_sphere(len(volume), MASK_RADIUS - MASK_EDGE / 2, MASK_EDGE)
     curve = fourier_shell_correlation(read_volume(path)[0], volume, mask)
     return resolution_at(curve, 0.5, sampling_rate, len(volume))
 

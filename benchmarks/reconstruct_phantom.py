@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from xmipp_accel.backend import fft_module
+from xmipp_accel.initial_volume.reconstruct_significant import resize_volume
 from xmipp_accel.io.images import write_stack
 from xmipp_accel.io.particles import Particles
 from xmipp_accel.numerics.ctf import ctf_image
@@ -36,6 +37,14 @@ def make_phantom() -> Phantom:
     centres = RADIUS * rng.uniform(size=(220, 1)) ** (1 / 3) * directions
     sigmas, masses = rng.uniform(0.75, 1.3, 220), rng.uniform(0.5, 1.5, 220)
     return Phantom(centres * SAMPLING_RATE, sigmas * SAMPLING_RATE, masses)
+
+
+def true_map(phantom) -> np.ndarray:
+    """Density (BOX, BOX, BOX) up to Nyquist alone.
+
+    From half as large voxels, since 0.5 % of the norm of samples at whole ones is finer detail folded back.
+    """
+    return resize_volume(phantom.volume(2 * BOX, SAMPLING_RATE / 2), BOX)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -69,8 +69,8 @@ class XmippAccelProtReconstructFourier(ParticleExecution, ProtReconstruct3D):
     The parameters have the names of Xmipp's protocol. Of those, *approx*, *legacy*, *correctEnvelope* and
     *extraParams* have no counterpart: a workflow that holds them is read without them.
 
-    While particles arrive, the map is made again whenever there are a fifth more of them. It becomes an output, for
-    other protocols to take, when all of them are in it.
+    While particles arrive, the map is made again whenever there are a fifth more of them. It becomes an output for
+    other protocols when all of them are in it.
     """
 
     _label = "reconstruct fourier"
@@ -97,15 +97,6 @@ class XmippAccelProtReconstructFourier(ParticleExecution, ProtReconstruct3D):
         )
         forms.add_entries(form, ReconstructFourierParameters, MAIN)
         form.addParam(
-            "inputMask",
-            params.PointerParam,
-            pointerClass="VolumeMask",
-            allowsNull=True,
-            condition="useHalves",
-            label="Mask",
-            help="For the FSC, in place of the sphere, and to confine the map to. Of the map's box and pixels.",
-        )
-        form.addParam(
             "correctCTF",
             params.BooleanParam,
             default=True,
@@ -113,6 +104,15 @@ class XmippAccelProtReconstructFourier(ParticleExecution, ProtReconstruct3D):
             help="Uses the CTF of each particle, if it has one; knows of particles whose phases were flipped.",
         )
         forms.add_entries(form, ReconstructFourierParameters, EXPERT)
+        form.addParam(
+            "inputMask",
+            params.PointerParam,
+            pointerClass="VolumeMask",
+            allowsNull=True,
+            condition="useHalves or refineIterations > 0",
+            label="Mask",
+            help="For the FSC, in place of the sphere, and to confine the map to. Of the map's box and pixels.",
+        )
         form.addParam(
             "inputSubtract",
             params.PointerParam,
@@ -133,12 +133,9 @@ class XmippAccelProtReconstructFourier(ParticleExecution, ProtReconstruct3D):
                 values[field] = convert.volume_file(getattr(self, name).get(), self._getTmpPath())
         parameters = ReconstructFourierParameters.from_dict(values)
         executor = ReconstructFourierExecutor(parameters, *devices)
-        labels = (
-            ([parameters.score_label] if parameters.score_label else SCORES) if parameters.score_b_factor else ()
-        )
         state, folder = self._getExtraPath("state"), self._getExtraPath()
         for images, complete in arrivals(self, LEAST):
-            particles = convert.particles_from_set(images, labels=labels)
+            particles = self._particles(images, parameters)
             grows = not complete or os.path.isdir(state)
             progress = forms.progress_log(self, "Particles inserted")
             result = executor.reconstruct(particles, folder, NAME, progress, state if grows else None)
@@ -146,6 +143,10 @@ class XmippAccelProtReconstructFourier(ParticleExecution, ProtReconstruct3D):
                 self.info(f"{result.summary()}\nMore particles are to come.")
         shutil.rmtree(state, ignore_errors=True)
         return result
+
+    def _particles(self, images, parameters):
+        scores = [parameters.score_label] if parameters.score_label else SCORES
+        return convert.particles_from_set(images, labels=scores if parameters.score_b_factor else ())
 
     def createOutputStep(self):
         result = self.result()

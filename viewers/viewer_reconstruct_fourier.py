@@ -74,7 +74,7 @@ class XmippAccelReconstructFourierViewer(AccelViewer):
         if not result["frequencies"]:
             return "The run made no half maps."
         curves = {name: (result["frequencies"], result[f"fsc_{name}"]) for name in CURVES}
-        return figures.fsc_curves(curves)
+        return figures.fsc_curves(curves, resolution=result["resolution"])
 
     def figure_directions(self):
         poses = convert.particles_from_set(self.protocol.inputParticles.get())

@@ -190,12 +190,14 @@ def test_a_value_out_of_range_is_reported_before_the_run(make):
         protocol._parameters()
 
 
-def test_a_mask_is_for_the_half_maps(make):
+def test_a_mask_is_for_the_half_maps_and_for_refinement(make):
     protocol = make(XmippAccelProtReconstructFourier)
     protocol.inputMask.set(VolumeMask(location="mask.mrc"))
     assert protocol._parameters().mask_file == os.path.abspath("mask.mrc")
     protocol.useHalves.set(False)
     assert protocol._parameters().mask_file == ""
+    protocol.refineIterations.set(5)
+    assert protocol._parameters().mask_file == os.path.abspath("mask.mrc"), "it may confine the map"
 
 
 def test_a_map_to_subtract_comes_from_the_project(make):

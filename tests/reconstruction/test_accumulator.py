@@ -77,6 +77,10 @@ def test_misuse_is_refused():
         accumulator.finish()
     with pytest.raises(ParameterError, match="ctf: expected the optics"):
         _accumulator(ctf="weight").insert(images, Views(matrices, shifts, halves=[1, 2, 1, 2]))
+    with pytest.raises(ParameterError, match=r"expected images of shape \(4, 20, 20\), found \(3, 20, 20\)"):
+        accumulator.insert(images[:3], Views(matrices, shifts, halves=[1, 2, 1, 2]))
+    with pytest.raises(ParameterError, match="ctf: expected the optics"):
+        _accumulator(ctf="weight", ewald="standard", halves=False).insert(images, Views(matrices, shifts))
     accumulator.insert(images, Views(matrices, shifts, halves=[1, 2, 1, 2]))
     accumulator.finish()
     for use in (accumulator.finish, accumulator.export):

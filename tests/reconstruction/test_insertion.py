@@ -191,6 +191,22 @@ def test_several_passes_give_the_map_of_one(tmp_path, caplog, method):
     assert done[-1] == (40 * passes,) * 2
 
 
+def test_batches_keep_optics_groups_together_and_copy_nothing(tmp_path):
+    particles = particles_on_disk(
+        tmp_path, 20, BOX, optics_group=[3, 1] * 10, ctf=True, enabled=np.arange(20) != 4
+    )
+    particles.groups = {1: OpticsGroup("a", SAMPLING, BOX), 3: OpticsGroup("b", 1.5, 2 * BOX)}
+    selection = select(ReconstructFourierParameters(ctf="weight"), particles)
+    assert selection.rows.tolist() == [*range(1, 20, 2), 0, 2, *range(6, 20, 2)]
+    batches = selection.batches(lambda box: {BOX: 7, 2 * BOX: 4}[box])
+    assert [(batch.start, batch.stop) for batch in batches] == [(0, 7), (7, 10), (10, 14), (14, 18), (18, 19)]
+    assert [selection.group(batch).name for batch in batches] == list("aabbb")
+    taken = selection.views.take(batches[2])
+    np.testing.assert_array_equal(taken.optics.defocus_u, particles.defocus_u[selection.rows[10:14]])
+    for name in ("matrices", "shifts", "weights", "halves"):
+        assert np.shares_memory(getattr(taken, name), getattr(selection.views, name)), name
+
+
 def test_several_devices_share_the_particles(tmp_path, monkeypatch):
     particles = particles_on_disk(tmp_path, 60, BOX)
     expected, _ = run(particles, tmp_path, batch_size=7)

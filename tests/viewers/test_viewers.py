@@ -17,7 +17,6 @@ from pwem.objects import (
     SetOfMicrographs,
     SetOfMovies,
     SetOfParticles,
-    Volume,
 )
 from pyworkflow.object import Float, String
 
@@ -284,12 +283,13 @@ def reconstruction(folder):
     protocol = protocols.XmippAccelProtReconstructFourier()
     volume = np.zeros((16, 16, 16), np.float32)
     volume[5:11, 5:11, 5:11] = 1
-    write_volume("volume.mrc", volume, 3.0)
-    protocol.outputVolume = Volume(location="volume.mrc")
+    write_volume("extra/volume.mrc", volume, 3.0)
     protocol.inputParticles.set(particle_set(SetOfParticles, "p.sqlite", ALIGN_PROJ, tilt=30.0))
     write_json(
         folder / "extra/volume.json",
         dict(
+            volume="volume.mrc",
+            resolution=5.0,
             frequencies=[0.0, 0.1, 0.2],
             fsc_corrected=[1, 0.85, 0.15],
             fsc_masked=[1, 0.9, 0.2],
@@ -323,11 +323,16 @@ def test_the_surface_lies_where_the_map_is(reconstruction):
 
 def test_the_fsc_and_the_directions_are_drawn(reconstruction, folder):
     viewer, _ = reconstruction
-    lines = {line.get_label(): line.get_ydata() for line in drawn(viewer.figure_fsc()).axes[0].lines}
+    axes = drawn(viewer.figure_fsc()).axes[0]
+    lines = {line.get_label(): line.get_ydata() for line in axes.lines}
     np.testing.assert_allclose(lines["corrected"], [1, 0.85, 0.15])
     np.testing.assert_allclose(lines["masked"], [1, 0.9, 0.2])
     np.testing.assert_allclose(lines["unmasked"], [1, 0.8, 0.1])
     np.testing.assert_allclose(lines["randomised"], [1, 0.9, 0.05])
+    assert [0.143, 0.143] in [list(line.get_ydata()) for line in axes.lines]
+    (mark,) = (line.get_xydata() for line in axes.lines if line.get_marker() == "o")
+    np.testing.assert_allclose(mark, [[0.2, 0.143]])
+    assert [text.get_text() for text in axes.texts] == ["5.00 A at 0.143"]
     assert "12 particles" in drawn(viewer.figure_directions()).axes[0].get_title()
     write_json(folder / "extra/volume.json", {"frequencies": []})
     assert "no half maps" in viewer.figure_fsc()

@@ -63,6 +63,10 @@ class Device:
         if self.kind == "cpu":
             return np.asarray(to_host(array), dtype=dtype)
         with self.activate():
+            if isinstance(array, self.xp.ndarray) and array.device.id != self.index:
+                near = self.xp.empty(array.shape, array.dtype)
+                self.xp.copyto(near, array)  # from GPU to GPU, where an operation on both would need peer access
+                array = near
             copied = self.xp.asarray(array, dtype=dtype)
             self.xp.cuda.get_current_stream().synchronize()  # other threads have streams of their own
         return copied

@@ -145,15 +145,17 @@ class FourierAccumulator:
             With box and sampling rate; by default those of the map.
         """
         plan = self.plan(group, views.optics)
-        if images.shape[1:] != (plan.grid.box,) * 2:
-            raise ParameterError(f"insert: expected images of {plan.grid.box} px, found shape {images.shape[1:]}")
+        expected = len(views), plan.grid.box, plan.grid.box
+        if images.shape != expected:
+            raise ParameterError(f"insert: expected images of shape {expected}, found {images.shape}")
+        sets = self._sets(views)
         diameter = self.parameters.mask_diameter or 0.8 * self.volume.box * self.volume.sampling_rate
+        arrays = images, views.shifts, plan.factors(views, diameter), plan.axes(views.matrices)
         curved = self.parameters.ewald != "none"
         curvature = plan.curvature(views, self.volume) if curved else np.zeros(len(views), np.float32)
-        arrays = images, views.shifts, plan.factors(views, diameter), plan.axes(views.matrices), curvature
         with self.device.activate():
-            self._insert_fitting(plan, *arrays, self._sets(views))
-        sets, signs = self._sets(views), np.sign(views.weights).astype(np.int64)
+            self._insert_fitting(plan, *arrays, curvature, sets)
+        signs = np.sign(views.weights).astype(np.int64)
         self.counts = [count + int(signs[sets == number].sum()) for number, count in enumerate(self.counts)]
 
     def _sets(self, views):

@@ -138,7 +138,9 @@ class ReconstructFourierExecutor:
 
         def write(field):
             if files[field]:
-                write_volume(folder / files[field], to_host(volumes[field][1]), rate)
+                with accumulator.device.activate():
+                    volume = to_host(volumes[field][1])
+                write_volume(folder / files[field], volume, rate)
 
         with ThreadPoolExecutor(len(files)) as writers:
             list(writers.map(write, files))

@@ -120,7 +120,8 @@ class ReconstructFourierParameters(Parameters):
     )
     preview_interval: float = parameter(
         0.0,
-        "Write the map of what has been inserted so far at this interval, as <name>_preview.mrc; 0 never does.",
+        "Write the map of what has been inserted so far, by one device of several, at this interval, as "
+        "<name>_preview.mrc; 0 never does.",
         unit="s",
         minimum=0.0,
         advanced=True,
@@ -151,7 +152,7 @@ class ReconstructFourierParameters(Parameters):
     refine_iterations: int = parameter(
         0,
         "Fit the map to the images by least squares, in so many iterations of conjugate gradients, in place of "
-        "dividing by weights: several times nearer to the density where images are many or clean, for three times "
+        "dividing by weights: several times nearer to the density where noise does not limit it, for three times "
         "the memory; 8 to 12 are enough. Samples are spread by a blob of its own. 0 divides.",
         minimum=0,
         advanced=True,

@@ -146,7 +146,7 @@ def volume_slices(volume, sampling_rate, index=None) -> Figure:
     return figure
 
 
-def fsc_curves(curves, thresholds=(0.143, 0.5)) -> Figure:
+def fsc_curves(curves, thresholds=(0.143, 0.5), resolution=0.0) -> Figure:
     """Fourier shell correlations.
 
     Parameters
@@ -155,6 +155,8 @@ def fsc_curves(curves, thresholds=(0.143, 0.5)) -> Figure:
         Frequencies in 1/A.
     thresholds : sequence of float
         Dashed lines.
+    resolution : float
+        A, marked on the first of these lines; 0 for none.
     """
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.subplots()
@@ -162,6 +164,10 @@ def fsc_curves(curves, thresholds=(0.143, 0.5)) -> Figure:
         axes.plot(frequencies, values, label=label)
     for threshold in thresholds:
         axes.axhline(threshold, ls="--", lw=0.8, color="0.5")
+    if resolution > 0:
+        place = 1 / resolution, thresholds[0]
+        axes.plot(*place, "o", color="black", ms=5)
+        axes.annotate(f"{resolution:.2f} A at {thresholds[0]:g}", place, (6, 6), textcoords="offset points")
     axes.set(xlabel="spatial frequency (1/A)", ylabel="FSC", ylim=(-0.1, 1.05))
     axes.legend(frameon=False)
     return figure

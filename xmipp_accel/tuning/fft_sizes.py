@@ -2,7 +2,7 @@
 ANDARE 2018).
 
 The answer is advice for a parameter. No reconstruction takes it by itself: an image can only be taken out of sums
-by the very samples that were put in, which depend on the size, and other machines may find other sizes the fastest.
+by the very samples that were put in, which depend on the size, and other machines may find others the fastest.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 __device__ int shell_of(int squares) {
   int shell = (int)rintf(sqrtf((float)squares));
   if (squares > shell * shell + shell) ++shell;  // where single precision rounds to the wrong side
-  if (squares <= shell * shell - shell) --shell;
+  if (shell > 0 && squares <= shell * shell - shell) --shell;
   return shell;
 }
 

@@ -17,7 +17,7 @@ __global__ void correlate_shells(const float2* __restrict__ a, const float2* __r
       const int kx = first + lane, k2 = kz * kz + ky * ky + kx * kx;
       int shell = (int)rintf(sqrtf((float)k2));
       if (k2 > shell * shell + shell) ++shell;  // where single precision rounds to the wrong side
-      if (k2 <= shell * shell - shell) --shell;
+      if (shell > 0 && k2 <= shell * shell - shell) --shell;
       const bool inside = kx < shells && shell < shells;
       float cross = 0.0f, power_a = 0.0f, power_b = 0.0f;
       if (inside) {
