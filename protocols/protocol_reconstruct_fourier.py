@@ -58,6 +58,7 @@ EXPERT = (
     Entry("previewInterval", "preview_interval", "Preview interval"),
     Entry("deterministic", "deterministic", "Deterministic?"),
     Entry("batchSize", "batch_size", "Particles per batch"),
+    Entry("tune", "tune", "Learn what is fastest?"),
 )
 ENTRIES = MAIN + EXPERT
 

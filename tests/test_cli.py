@@ -49,6 +49,7 @@ def _help(capsys, *arguments):
             ],
         ),
         ("merge-states", ["states", "--state FOLDER", "--output", "--name", "cuda:0,cuda:1"]),
+        ("tune", ["--box", "--show", "--symmetry", "--device"]),
         ("demo", ["--engine-only", "--seed", "--device"]),
     ],
 )
@@ -103,6 +104,19 @@ def test_doctor_tells_versions_devices_and_why_no_gpu():
     assert "would be used           cpu" in done.stdout
     assert "CUDA_VISIBLE_DEVICES" in done.stdout
     assert "GiB free" in done.stdout
+
+
+def test_tune_measures_and_shows_what_was_measured(capsys, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert cli.main(["tune", "--box", "20", "--device", "cpu"]) == 0
+    measured = capsys.readouterr().out.splitlines()
+    assert [line.split()[:2] for line in measured[-2:]] == [["40", "(2)"], ["42", "(2.1)"]]
+    assert cli.main(["tune", "--show"]) == 0
+    shown = capsys.readouterr().out.splitlines()
+    assert str(tmp_path) in shown[0] and "box 20" in shown[1]
+    assert [line.split()[1:] for line in shown[-2:]] == [line.split()[2:] for line in measured[-2:]]
+    assert cli.main(["tune", "--box", "2"]) == 1
+    assert "--box: expected 4 px or more, found 2" in capsys.readouterr().err
 
 
 def test_an_unusable_file_of_frame_groups_is_told_once(capsys, tmp_path):

@@ -29,6 +29,7 @@ SAME_LEVEL = {  # pairs that may meet although they stand on one level
     ("wizards", "convert"),
     ("plugin", "convert"),
     ("simulate", "io"),
+    ("tuning", "io"),
     ("simulate", "numerics"),
     ("kernels", "backend"),
     ("engine", "report"),

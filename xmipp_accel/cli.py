@@ -44,6 +44,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_reconstruct(commands)
     _add_merge_states(commands)
     _add_demo(commands)
+    _add_tune(commands)
     _add(commands, "doctor", run_doctor, "Show what this machine has and which device would be used.")
     return parser
 
@@ -192,6 +193,16 @@ def _add_demo(commands):
     _add_device(parser)
 
 
+def _add_tune(commands):
+    text = "Measure which ways of inserting images and which FFT sizes are the fastest, for later reconstructions."
+    parser = _add(commands, "tune", run_tune, text)
+    task = parser.add_mutually_exclusive_group(required=True)
+    task.add_argument("--box", type=int, help="edge of the images, px")
+    task.add_argument("--show", action="store_true", help="only show what was measured before")
+    parser.add_argument("--symmetry", default="c1", help="point group of the maps (default: c1)")
+    _add_device(parser)
+
+
 def run_movies(options) -> int:
     """Align each movie; a movie that fails is reported and the others go on."""
     from xmipp_accel.engine.inline import align_movies
@@ -316,6 +327,19 @@ def run_demo(options) -> int:
     else:
         from xmipp_accel.demo import run_in_scipion as run
     return run(options.output, options.device, options.seed)
+
+
+def run_tune(options) -> int:
+    """Measure, or print what was measured."""
+    from xmipp_accel.reconstruction.tune import describe_known, tune
+
+    if options.show:
+        lines = describe_known()
+    else:
+        lines = tune(resolve_device(options.device), options.box, options.symmetry)
+    for line in lines:
+        print(line)
+    return 0
 
 
 def run_doctor(options) -> int:

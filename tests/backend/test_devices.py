@@ -1,6 +1,8 @@
+import contextlib
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -116,3 +118,43 @@ def test_several_devices(monkeypatch):
     assert devices.resolve_devices("cpu") == (CPU,)
     with pytest.raises(DeviceError, match="cuda:0 to cuda:2, found 'cuda:3'"):
         devices.resolve_devices("cuda:0,cuda:3")
+
+
+def test_a_stopwatch_takes_the_time_of_the_device(device):
+    watch = device.stopwatch()
+    assert watch.seconds() is None
+    device.xp.ones(1000).sum()
+    watch.stop()
+    with device.mark():
+        pass
+    assert 0 < watch.seconds() < 60
+    assert len(device.model) > 3
+
+
+def test_a_stopwatch_of_a_gpu_asks_and_does_not_wait():
+    events = []
+
+    class Event:
+        def __init__(self):
+            self.done = False
+
+        def record(self):
+            events.append(self)
+
+    class Gpu(Device):
+        xp = SimpleNamespace(
+            cuda=SimpleNamespace(
+                Event=Event, get_elapsed_time=lambda begin, end: 250.0 if [begin, end] == events else None
+            )
+        )
+
+        def activate(self):
+            return contextlib.nullcontext()
+
+    watch = Gpu("cuda").stopwatch()
+    events[0].done = True
+    assert watch.seconds() is None
+    watch.stop()
+    assert watch.seconds() is None
+    events[1].done = True
+    assert watch.seconds() == 0.25

@@ -13,7 +13,7 @@ from xmipp_accel.backend.arrays import (
     trim_heap,
 )
 from xmipp_accel.backend.devices import CPU, Device, resolve_device, resolve_devices
-from xmipp_accel.backend.kernels import cuda_kernel
+from xmipp_accel.backend.kernels import cuda_kernel, kernel_digest
 from xmipp_accel.backend.threads import kernel_turn, on_all_cores, one_blas_thread
 
 __all__ = [
@@ -27,6 +27,7 @@ __all__ = [
     "from_host",
     "good_fft_size",
     "inverse_into",
+    "kernel_digest",
     "kernel_turn",
     "on_all_cores",
     "one_blas_thread",

@@ -9,11 +9,13 @@ import logging
 import os
 import re
 import threading
+import time
 from typing import Any
 
 import numpy as np
 
 from xmipp_accel.backend.arrays import free_bytes, to_host
+from xmipp_accel.backend.threads import cpu_name
 from xmipp_accel.errors import DeviceError
 
 logger = logging.getLogger(__name__)
@@ -103,6 +105,24 @@ class Device:
             event.record()
         return contextlib.closing(_Mark(event))
 
+    def stopwatch(self):
+        """Begin to take the time of what this thread enqueues on this device from now on.
+
+        Its method ``stop`` ends that; ``seconds`` tells the time, or None as long as the device has not come so
+        far. Neither waits.
+        """
+        return _HostStopwatch() if self.kind == "cpu" else _CudaStopwatch(self)
+
+    @property
+    def model(self) -> str:
+        """What speeds depend on: the processor, or a GPU with its compute capability and CUDA's version."""
+        if self.kind == "cpu":
+            return cpu_name()
+        runtime = self.xp.cuda.runtime
+        found = runtime.getDeviceProperties(self.index)
+        capability = f"{found['major']}.{found['minor']}"
+        return f"{found['name'].decode()}, {capability}, CUDA {runtime.runtimeGetVersion()}"
+
     def free_memory(self) -> int:
         """Bytes that can still be allocated."""
         with self.activate():
@@ -125,6 +145,37 @@ class _Mark:
 
     def close(self):
         self.event.synchronize()
+
+
+class _HostStopwatch:
+    def __init__(self):
+        self._begin, self._end = time.perf_counter(), None
+
+    def stop(self):
+        self._end = time.perf_counter()
+
+    def seconds(self):
+        return None if self._end is None else self._end - self._begin
+
+
+class _CudaStopwatch:
+    def __init__(self, device):
+        self._device = device
+        self._begin, self._end = self._event(), None
+
+    def _event(self):
+        with self._device.activate():
+            event = self._device.xp.cuda.Event()
+            event.record()  # in the current stream
+        return event
+
+    def stop(self):
+        self._end = self._event()
+
+    def seconds(self):
+        if self._end is None or not self._end.done:
+            return None
+        return self._device.xp.cuda.get_elapsed_time(self._begin, self._end) / 1e3  # from ms
 
 
 CPU = Device()

@@ -6,10 +6,9 @@ import importlib.metadata
 import os
 import platform
 import sys
-from pathlib import Path
 
 from xmipp_accel.backend.devices import cuda_status, resolve_device
-from xmipp_accel.backend.threads import cpu_count
+from xmipp_accel.backend.threads import cpu_count, cpu_name
 
 LIBRARIES = (
     "scipion-em-xmipp-accel",
@@ -33,7 +32,7 @@ def describe_machine() -> list[tuple[str, str]]:
     """Pairs of a name and a value, in the order in which they should be read."""
     rows = [("Python", f"{platform.python_version()} ({sys.executable})"), ("system", platform.platform())]
     rows += [(name, _version(name)) for name in LIBRARIES]
-    rows += [("CuPy", _cupy_version()), ("CPU", _cpu_name()), ("CPU cores", f"{cpu_count()} of {os.cpu_count()}")]
+    rows += [("CuPy", _cupy_version()), ("CPU", cpu_name()), ("CPU cores", f"{cpu_count()} of {os.cpu_count()}")]
     page = os.sysconf("SC_PAGE_SIZE")
     total, free = (os.sysconf(name) * page / 2**30 for name in ("SC_PHYS_PAGES", "SC_AVPHYS_PAGES"))
     rows.append(("memory", f"{free:.1f} of {total:.1f} GiB free"))
@@ -61,15 +60,6 @@ def _cupy_version() -> str:
         if _version(name) != "not installed"
     ]
     return ", ".join(found) or "not installed"
-
-
-def _cpu_name() -> str:
-    information = Path("/proc/cpuinfo")
-    if information.exists():
-        for line in information.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
 
 
 def _gpus() -> list[tuple[str, str]]:

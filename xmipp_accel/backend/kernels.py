@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 from pathlib import Path
 
 CUDA_FOLDER = Path(__file__).resolve().parent.parent / "kernels" / "cuda"
+
+
+def kernel_digest(subject: str) -> str:
+    """What changes with the text of ``kernels/cuda/<subject>.cu``."""
+    return hashlib.sha1((CUDA_FOLDER / f"{subject}.cu").read_bytes()).hexdigest()[:12]
 
 
 def cuda_kernel(subject: str, expression: str):

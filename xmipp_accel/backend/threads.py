@@ -1,12 +1,14 @@
-"""Threads of this process: how many, and who may use them."""
+"""The processor and the threads of this process: how many, and who may use them."""
 
 from __future__ import annotations
 
 import contextlib
 import functools
 import os
+import platform
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import scipy.linalg  # noqa: F401 - its BLAS must be there before the libraries are looked for
@@ -21,6 +23,16 @@ def cpu_count() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def cpu_name() -> str:
+    """The processor's name where the system tells it."""
+    information = Path("/proc/cpuinfo")
+    if information.exists():
+        for line in information.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
 
 
 def on_all_cores(function, items):

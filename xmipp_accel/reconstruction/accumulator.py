@@ -12,6 +12,7 @@ from xmipp_accel.errors import ParameterError, ProcessingError
 from xmipp_accel.io.optics_groups import OpticsGroup
 from xmipp_accel.numerics.projection import VolumeSpectrum
 from xmipp_accel.numerics.symmetry import symmetry_matrices
+from xmipp_accel.reconstruction.fastest import plan_insertion
 from xmipp_accel.reconstruction.finish import join_sides, make_map
 from xmipp_accel.reconstruction.geometry import plan_images, plan_volume
 from xmipp_accel.reconstruction.gridding import plan_gridding
@@ -42,6 +43,11 @@ class FourierAccumulator:
     planes : (int, int), optional
         Only these planes of the volume, the end excluded; what falls on others is left out.
 
+    Attributes
+    ----------
+    ways : FastestInsertion or UsualInsertion
+        Told how many images to expect, it tries ways of insertion on some of them.
+
     Raises
     ------
     ParameterError
@@ -68,6 +74,8 @@ class FourierAccumulator:
         self._reference: VolumeSpectrum | None = None
         self.groups = max(1, parameters.error_groups)
         self.counts = [0] * ((2 if parameters.halves else 1) * self.groups)
+        problem = self.volume, self.planes, len(self._operators)
+        self.ways = plan_insertion(parameters, device, self.gridding, *problem)
         with device.activate():
             self._parts: Any = [self._new_part() for _ in self.counts]
 
@@ -208,7 +216,8 @@ class FourierAccumulator:
         order = _by_direction(axes[:, 2])
         for number, part in enumerate(self._parts):
             members = order[sets[order] == number]
-            self._inversion.insert(part, self._bands, slices, matrices, curvature, members, reach)
+            with self.ways.choose(grid, len(members)) as how:
+                self._inversion.insert(part, self._bands, slices, matrices, curvature, members, reach, how)
 
     def export(self):
         """Sums and counts on the host, for :meth:`merge` elsewhere: (list of arrays, list of int)."""

@@ -26,7 +26,7 @@ class Gridding:
     order : int
         Of the blob.
     how : str
-        The insertion on a GPU, see :mod:`xmipp_accel.reconstruction.insert`; empty for the fastest.
+        The only insertion on a GPU, see :mod:`xmipp_accel.reconstruction.insert`; empty where others will do.
     """
 
     kernel: str
@@ -51,10 +51,14 @@ class Gridding:
         """Blob by squared distance, see :func:`~.blob.blob_table`."""
         return blob_table(self.radius, self.order, self.alpha)
 
-    def insert(self, sums, first, slices, matrices, curvature, images, reach):
-        """Add slices to sums; see :mod:`xmipp_accel.kernels.reference.insert`."""
+    def insert(self, sums, first, slices, matrices, curvature, images, reach, how=""):
+        """Add slices to sums; see :mod:`xmipp_accel.kernels.reference.insert`.
+
+        On a GPU `how` says by which kernel, where :attr:`how` does not; empty for the one that mostly is fastest.
+        """
         volume = sums, first, slices, matrices
-        how = {"how": self.how} if self.how else {}
+        chosen = self.how or how
+        how = {"how": chosen} if chosen else {}
         if self.kernel == "trilinear":
             insert.insert_trilinear(*volume, curvature, images, **how)
         elif self.kernel == "blob":

@@ -67,9 +67,9 @@ class DirectInversion:
         voxels = int(np.prod(self.volume.shape[:3], dtype=np.int64))
         return voxels * ((44 if len(self.permutations) > 1 else 16) + (64 if groups > 1 else 0))
 
-    def insert(self, part, bands, slices, matrices, curvature, images, reach):
-        """Add slices to the `bands` of a part; see :mod:`xmipp_accel.kernels.reference.insert`."""
-        self.gridding.insert(part[0], bands[0][0], slices, matrices, curvature, images, reach)
+    def insert(self, part, bands, slices, matrices, curvature, images, reach, how=""):
+        """Add slices to the `bands` of a part; see :meth:`Gridding.insert`."""
+        self.gridding.insert(part[0], bands[0][0], slices, matrices, curvature, images, reach, how)
 
     def join(self, part):
         """What a part says with its symmetry; uses it up."""
@@ -157,9 +157,9 @@ class LeastSquares(DirectInversion):
         # Grids are joined, and then transformed, while those of other parts wait; equations are half a cube.
         return (3 if len(self.permutations) > 1 else 0) * weights + 4 * cube + 2 * groups * cube
 
-    def insert(self, part, bands, slices, matrices, curvature, images, reach):
+    def insert(self, part, bands, slices, matrices, curvature, images, reach, how=""):
         """Add slices, and their weights once more on the finer grid."""
-        super().insert(part, bands, slices, matrices, curvature, images, reach)
+        super().insert(part, bands, slices, matrices, curvature, images, reach, how)
         # Doubled matrices move the whole sample, along a curved sphere too.
         kernel = self.gridding.table, self.gridding.radius
         insert_weights(part[1], bands[1][0], slices, 2 * matrices, curvature, images, *kernel)

@@ -129,6 +129,12 @@ class ReconstructFourierParameters(Parameters):
     batch_size: int = parameter(
         0, "Particles processed at a time; 0 chooses by the memory.", minimum=0, maximum=65535, advanced=True
     )
+    tune: bool = parameter(
+        True,
+        "On a GPU, try other ways of insertion on up to 3% of the particles of a long run, which adds the same, "
+        "and keep to the fastest; it is stored for later runs. Off: only what was stored before is used.",
+        advanced=True,
+    )
     mask_file: str = parameter(
         "",
         "Volume with values from 0 to 1, of the map's box and sampling rate, under which half maps are compared; "

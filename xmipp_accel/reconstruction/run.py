@@ -162,6 +162,8 @@ class Insertion:
         if passes == 1:
             self._begun(accumulators[0])
         for accumulator in accumulators:
+            if self.parameters.tune:
+                accumulator.ways.expect(len(self.selection.rows) / len(accumulators))
             if self.reference is not None:
                 accumulator.subtract_from_now_on(self.reference)
         dealers = self._deal(self.selection.batches(accumulators[0].batch_size))

@@ -43,6 +43,7 @@ MAPS_ONLY = (
     "max_memory",
     "preview_interval",
     "batch_size",
+    "tune",
 )
 
 

@@ -1,0 +1,1 @@
+"""What is fastest on this machine: measured, and kept for later runs."""
