@@ -31,7 +31,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "conjugate gradients, 6": dict(refine_iterations=6),
     "conjugate gradients, 12": dict(refine_iterations=12),
 }
-# Like RELION's run images are not padded; unlike it the map is regularised by the FSC of half maps of the same run.
+# Like RELION's run without padded images; unlike it with a map regularised by the FSC of the run's half maps.
 UNPADDED = "xmipp_accel --padding-images 1 --regularisation fsc"
 # Options of each row of our runs beside RELION's.
 OURS = {
