@@ -167,7 +167,7 @@ def print_runs(title, runs):
 
 def figures_of(runs, prefix):
     """Figures for the JSON line: of ours without padded images, with default parameters, and of RELION."""
-    figures = {}
+    figures: dict[str, Any] = {}
     for name, kind in ((UNPADDED, ""), ("xmipp_accel", "default_")):
         run = runs[name]
         figures |= {f"{kind}wall_s": run.wall, f"{kind}start_up_s": run.start_up}
