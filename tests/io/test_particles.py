@@ -225,7 +225,7 @@ def test_xmipp_files_keep_further_numbers(folder):
     assert list(particles.extra) == ["maxCC"] and particles.extra["maxCC"].tolist() == [0.25]
 
 
-LOST = {".star": {"item_id", "enabled", "flip", "extra"}, ".xmd": set()}
+LOST = {".star": {"item_id", "enabled", "flip"}, ".xmd": set()}
 
 
 @pytest.mark.parametrize("suffix", LOST)
@@ -241,6 +241,15 @@ def test_particles_survive_the_round_trip(folder, suffix):
         np.testing.assert_allclose(found, expected, rtol=1e-10, atol=1e-9, err_msg=field.name)
     written = read_blocks(folder / f"out{suffix}")["particles"]
     np.testing.assert_allclose(written["maxCC"], particles.extra["maxCC"], rtol=1e-10)
+    np.testing.assert_allclose(read.extra["maxCC"], particles.extra["maxCC"], rtol=1e-10)
+
+
+def test_relions_scores_are_kept_and_its_other_columns_are_not(folder):
+    labels = "rlnImageName rlnMaxValueProbDistribution rlnAutopickFigureOfMerit"
+    read = read_particles(_star(folder, labels, [["1@a.mrcs", 0.25, 3], ["2@a.mrcs", 0.75, 4]]))
+    assert {label: values.tolist() for label, values in read.extra.items()} == {
+        "rlnMaxValueProbDistribution": [0.25, 0.75]
+    }
 
 
 @pytest.mark.parametrize("suffix", LOST)

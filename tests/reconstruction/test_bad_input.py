@@ -14,6 +14,7 @@ from xmipp_accel.io.volumes import read_volume
 from xmipp_accel.numerics.rotations import matrix_to_euler, random_matrices
 from xmipp_accel.reconstruction.executor import ReconstructFourierExecutor
 from xmipp_accel.reconstruction.parameters import ReconstructFourierParameters
+from xmipp_accel.reconstruction.selection import select
 
 METHODS = "trilinear", "blob", "nearest", "xmipp", "xmipp_fast"
 
@@ -87,6 +88,13 @@ def test_a_half_without_usable_images_is_told(tmp_path):
     with pytest.raises(ProcessingError, match=r"expected images in every half, found \[5, 0\]"):
         run(particles, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_half_sets_of_which_one_is_empty_are_told_before_an_image_is_read(tmp_path):
+    particles = particles_on_disk(tmp_path, count=10, half=np.arange(10) > 0)
+    (tmp_path / "particles.mrcs").unlink()
+    with pytest.raises(ProcessingError, match="expected particles of half sets 1 and 2, found 1 alone"):
+        select(ReconstructFourierParameters(ctf="none"), particles)
 
 
 def test_too_few_particles_are_told(plain, tmp_path):

@@ -12,6 +12,8 @@ from xmipp_accel.io.relion_optics import BEAM_TILT, OPTICS, group_values, read_t
 
 _POSE = dict(rot="rlnAngleRot", tilt="rlnAngleTilt", psi="rlnAnglePsi")
 _DEFOCUS = dict(defocus_u="rlnDefocusU", defocus_v="rlnDefocusV", defocus_angle="rlnDefocusAngle")
+# How well a particle agrees with its reference; other columns are not kept.
+SCORES = "maxCC", "rlnMaxValueProbDistribution", "rlnLogLikeliContribution"
 _PARTICLE_LABELS = (*_POSE.values(), *_DEFOCUS.values(), *OPTICS.values(), "rlnClassNumber", "rlnRandomSubset")
 _PARTICLE_LABELS += (
     *BEAM_TILT,
@@ -38,6 +40,7 @@ def particle_values(path, blocks) -> dict[str, Any]:
     values.update(_ctf(columns, optics))
     if "rlnRandomSubset" in columns:
         values["half"] = columns.whole("rlnRandomSubset", (0, 1, 2))
+    values["extra"] = {label: columns.numbers(label) for label in SCORES if label in columns}
     if "rlnClassNumber" in columns:
         values["class_id"] = columns.whole("rlnClassNumber")
     if "xmippWeight" in columns:

@@ -7,11 +7,10 @@ import dataclasses
 import numpy as np
 
 from xmipp_accel.errors import ParameterError, ProcessingError
+from xmipp_accel.io.relion import SCORES
 from xmipp_accel.reconstruction.halves import assign_groups, assign_halves
 from xmipp_accel.reconstruction.parameters import ReconstructFourierParameters
 from xmipp_accel.reconstruction.views import Views
-
-SCORES = ("maxCC", "rlnMaxValueProbDistribution", "rlnLogLikeliContribution")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,6 +103,8 @@ def select(parameters: ReconstructFourierParameters, particles, scores=None) -> 
     chosen = particles.take(rows)
     _check(chosen, rows, parameters.ctf != "none")
     halves = assign_halves(chosen.half, parameters.seed) if parameters.halves else None
+    if halves is not None and len(np.unique(halves)) < 2:
+        raise ProcessingError(f"reconstruction: expected particles of half sets 1 and 2, found {halves[0]} alone")
     groups = None
     if parameters.error_groups:
         sets = np.zeros(len(rows)) if halves is None else halves
