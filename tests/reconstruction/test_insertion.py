@@ -225,6 +225,22 @@ def test_several_devices_share_the_particles(tmp_path, monkeypatch):
         np.testing.assert_array_equal(other, maps[0])
 
 
+def test_an_unreadable_image_stops_all_devices(tmp_path):
+    """The second device fails at its first batch, while the first one still reports its own."""
+    particles = particles_on_disk(tmp_path, 60, BOX)
+    particles.stack[2:4] = [str(tmp_path / "absent.mrcs")] * 2
+    done = []
+
+    def report(number, _):
+        done.append(number)
+        time.sleep(0.1)
+
+    parameters = ReconstructFourierParameters(halves=False, batch_size=2, deterministic=True)
+    with pytest.raises(InputFileError, match=r"absent\.mrcs"):
+        ReconstructFourierExecutor(parameters, CPU, CPU).reconstruct(particles, tmp_path / "out", progress=report)
+    assert 1 <= len(done) <= 5
+
+
 @pytest.mark.parametrize("method", ["trilinear", "blob", "nearest"])
 def test_devices_take_turns_at_parallel_kernels(tmp_path, monkeypatch, method):
     """Numba's threading layer "workqueue" ends the process if two threads call them at a time."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import logging
 import threading
 import time
@@ -111,6 +112,7 @@ class Insertion:
     def __post_init__(self):
         self.usable = np.ones(len(self.selection.rows), dtype=bool)
         self.waited = 0.0
+        self._failed = threading.Event()
         self._done, self._lock, self._shown = 0, threading.Lock(), time.monotonic()
         if self.parameters.noise_weights:
             self.noise = self._with_new_noise()
@@ -169,7 +171,7 @@ class Insertion:
         dealers = self._deal(self.selection.batches(accumulators[0].batch_size))
         total = passes * len(self.selection.rows)
         with ThreadPoolExecutor(len(accumulators)) as pool:
-            jobs = [pool.submit(self._feed, *pair, total) for pair in zip(accumulators, dealers)]
+            jobs = [pool.submit(self._feed_unless_failed, *pair, total) for pair in zip(accumulators, dealers)]
             for job in jobs:
                 job.result()
         first, *others = accumulators
@@ -184,6 +186,14 @@ class Insertion:
             return [batches[place::number] for place in range(number)]
         dealer = Dealer(batches)
         return [dealer] * number
+
+    def _feed_unless_failed(self, accumulator, batches, total):
+        """Stop at the next batch once another device has failed: its error is all that comes of the run."""
+        try:
+            self._feed(accumulator, itertools.takewhile(lambda _: not self._failed.is_set(), batches), total)
+        except BaseException:
+            self._failed.set()
+            raise
 
     def _feed(self, accumulator, batches, total):
         selection, source = self.selection, BatchSource(self.particles, accumulator.device, self.inspect)
