@@ -29,7 +29,7 @@ def stack_shape(path) -> tuple[int, int, int]:
     return open_stack(path)[0].shape
 
 
-def read_stack(path, indices=None) -> np.ndarray:
+def read_stack(path, indices=None, out=None) -> np.ndarray:
     """Read images of a stack.
 
     Parameters
@@ -37,6 +37,8 @@ def read_stack(path, indices=None) -> np.ndarray:
     path : str or os.PathLike
     indices : sequence of int, optional
         Which images, counted from 0, in the order wanted; all by default.
+    out : (n, y, x) float32 array, optional
+        Where to put them, C-contiguous.
 
     Returns
     -------
@@ -45,7 +47,7 @@ def read_stack(path, indices=None) -> np.ndarray:
     Raises
     ------
     InputFileError
-        The file is damaged, or has fewer images than `indices` asks for.
+        The file is damaged, has fewer images than `indices` asks for, or images of another size than `out`.
     """
     header, read = open_stack(path)
     count = header.shape[0]
@@ -53,7 +55,20 @@ def read_stack(path, indices=None) -> np.ndarray:
     if wanted.size and (wanted.min() < 0 or wanted.max() >= count):
         worst = wanted.max() if wanted.max() >= count else wanted.min()
         raise InputFileError(path, f"an image with the index {worst} (from 0)", f"{count} images")
-    return read(header, wanted).astype(np.float32, copy=False)
+    if out is None:
+        return read(header, wanted).astype(np.float32, copy=False)
+    if out.shape[1:] != header.shape[1:]:
+        raise InputFileError(path, image_size(out.shape[1:]), image_size(header.shape[1:]))
+    as_stored = out.dtype == header.dtype.newbyteorder("=")
+    pixels = read(header, wanted, out=out if as_stored else None)
+    if not as_stored:
+        out[...] = pixels
+    return out
+
+
+def image_size(shape) -> str:
+    """How errors tell the size (rows, columns) of images."""
+    return f"images of {shape[0]} x {shape[1]} px"
 
 
 def read_image(path) -> tuple[np.ndarray, float]:

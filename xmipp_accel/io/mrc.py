@@ -159,10 +159,15 @@ def read_sections(header: MrcHeader, first=0, last=None, out=None) -> np.ndarray
     return out
 
 
-def read_section_list(header: MrcHeader, indices) -> np.ndarray:
-    """Pixels of the sections `indices` (non-negative), in that order: (n, rows, columns)."""
+def read_section_list(header: MrcHeader, indices, out=None) -> np.ndarray:
+    """Pixels of the sections `indices` (non-negative), in that order: (n, rows, columns).
+
+    `out` is such an array to put them into, C-contiguous and of the file's type in native byte order.
+    """
     indices = np.asarray(indices, dtype=np.int64)
-    result = np.empty((len(indices), *header.shape[1:]), header.dtype.newbyteorder("="))
+    result = out
+    if result is None:
+        result = np.empty((len(indices), *header.shape[1:]), header.dtype.newbyteorder("="))
     # Neighbouring sections come with one read.
     starts = np.flatnonzero(np.diff(indices, prepend=-2) != 1)
     with open_input(header.path) as (file, _size):

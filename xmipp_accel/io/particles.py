@@ -12,7 +12,7 @@ import numpy as np
 
 from xmipp_accel.errors import InputFileError, ParameterError
 from xmipp_accel.io import relion, tables, xmipp
-from xmipp_accel.io.images import open_stack, read_stack, sampling_rate
+from xmipp_accel.io.images import image_size, open_stack, read_stack, sampling_rate
 from xmipp_accel.io.optics_groups import SAMPLING_TOLERANCE, OpticsGroup
 
 # A field with one value a particle; a single value, such as its default, stands for all of them.
@@ -125,27 +125,24 @@ class Particles:
         extra = {label: np.asarray(values)[rows] for label, values in self.extra.items()}
         return dataclasses.replace(self, stack=[self.stack[row] for row in rows], extra=extra, **columns)
 
-    def images(self, indices=None) -> np.ndarray:
+    def images(self, indices=None, out=None) -> np.ndarray:
         """Read the images of the particles at `indices`, all by default: (n, y, x) float32.
 
-        Each stack is opened once. Images of another size than that of the first one's optics group, or without
-        groups than that of all particles, are an `InputFileError`.
+        Each stack is opened once. They are put into `out` if it is given, C-contiguous. Images of another size
+        than `out`, or else than that of the first one's optics group, or without groups of all particles, are an
+        `InputFileError`.
         """
         rows = np.arange(len(self)) if indices is None else np.atleast_1d(np.asarray(indices, dtype=np.int64))
-        box = self._box_of(rows[0]) if len(rows) and self.groups else self.box
-        stacks = _group([self.stack[row] for row in rows])
-        if len(stacks) == 1:
-            return self._read(next(iter(stacks)), rows, box)
-        result = np.empty((len(rows), box, box), np.float32)
-        for path, places in stacks.items():
-            result[places] = self._read(path, rows[places], box)
-        return result
-
-    def _read(self, path, rows, box):
-        images = read_stack(path, self.index[rows])
-        if images.shape[1:] != (box, box):
-            raise InputFileError(path, _size((box, box)), _size(images.shape[1:]))
-        return images
+        if out is None:
+            box = self._box_of(rows[0]) if len(rows) and self.groups else self.box
+            out = np.empty((len(rows), box, box), np.float32)
+        for path, places in _group([self.stack[row] for row in rows]).items():
+            together = slice(places[0], places[-1] + 1)
+            if len(places) == together.stop - together.start:
+                read_stack(path, self.index[rows[together]], out[together])
+            else:
+                out[places] = read_stack(path, self.index[rows[places]], np.empty_like(out[: len(places)]))
+        return out
 
     def ctf_parameters(self, rows=slice(None)) -> dict[str, np.ndarray]:
         """Defocus and optics of the particles at `rows`, all by default, under the names of `numerics.ctf`."""
@@ -209,12 +206,8 @@ class Particles:
 def _box(stack) -> int:
     shape = open_stack(stack)[0].shape
     if shape[1] != shape[2]:
-        raise InputFileError(stack, "square images", _size(shape[1:]))
+        raise InputFileError(stack, "square images", image_size(shape[1:]))
     return shape[2]
-
-
-def _size(shape) -> str:
-    return f"images of {shape[0]} x {shape[1]} px"
 
 
 def _group(names: Sequence[str]) -> dict[str, np.ndarray]:
@@ -283,7 +276,7 @@ def _check(path, particles):
             box = particles.groups[number].box if particles.groups else 0
             expected = sizes.setdefault(number, [box, box] if box else shape)
             if shape != expected:
-                raise InputFileError(stack, f"{_size(expected)} in optics group {number}", _size(shape))
+                raise InputFileError(stack, f"{image_size(expected)} in optics group {number}", image_size(shape))
         if not particles.sampling_rate:
             particles.sampling_rate = sampling_rate(header)
 

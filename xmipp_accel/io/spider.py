@@ -97,14 +97,17 @@ def _parse(path, words, order, size) -> SpiderHeader:
     return SpiderHeader(path, shape, np.dtype(order + "f4"), first, stride)
 
 
-def read_section_list(header: SpiderHeader, indices) -> np.ndarray:
-    """Pixels of the sections `indices` (non-negative), in that order: (n, rows, columns) float32."""
-    result = np.empty((len(indices), *header.shape[1:]), header.dtype)
+def read_section_list(header: SpiderHeader, indices, out=None) -> np.ndarray:
+    """Pixels of the sections `indices` (non-negative), in that order: (n, rows, columns) float32.
+
+    `out` is such an array to put them into, C-contiguous.
+    """
+    native = header.dtype.newbyteorder("=")
+    result = np.empty((len(indices), *header.shape[1:]), native) if out is None else out
     with open_input(header.path) as (file, _size):
         for pixels, index in zip(result, indices):
             read_into(header.path, file, header.first + int(index) * header.stride, pixels)
-    native = header.dtype.newbyteorder("=")
-    return result if header.dtype == native else result.byteswap(inplace=True).view(native)
+    return result if header.dtype == native else result.byteswap(inplace=True)
 
 
 def write_stack(path, array):
