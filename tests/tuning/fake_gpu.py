@@ -66,6 +66,9 @@ class FakeGpu(Device):
     def upload(self, buffer):
         return buffer
 
+    def copying(self):
+        return contextlib.nullcontext()
+
     def mark(self):
         return contextlib.nullcontext()
 

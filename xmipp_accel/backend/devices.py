@@ -86,15 +86,24 @@ class Device:
         """
         if self.kind == "cpu":
             return buffer
-        with self.activate(), _copy_stream(self.index) as stream:
+        with self.copying():
             array = self.xp.empty(buffer.shape, buffer.dtype)
             # In parts, since small copies of those who compute wait for the one that is under way.
             source, target = buffer.reshape(-1), array.reshape(-1)
             step = UPLOAD_BYTES // buffer.itemsize
             for first in range(0, source.size, step):
                 target[first : first + step].set(source[first : first + step])
-            stream.synchronize()
+            self.xp.cuda.get_current_stream().synchronize()
         return array
+
+    @contextlib.contextmanager
+    def copying(self):
+        """Context of work that is done while others compute, in the order of the copies of :meth:`upload`."""
+        if self.kind == "cpu":
+            yield
+            return
+        with self.activate(), _copy_stream(self.index):
+            yield
 
     def mark(self):
         """Context manager whose end waits for what this thread has enqueued on this device so far."""

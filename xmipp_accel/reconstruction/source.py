@@ -9,11 +9,11 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from xmipp_accel.backend import Device
+from xmipp_accel.backend import Device, array_module, to_host
 from xmipp_accel.backend.threads import cpu_count
 
 MOST_READERS = 16
-TASK_BYTES = 4 << 20  # of images; shorter reads cost more calls, longer ones leave readers idle at a batch's end
+TASK_BYTES = 8 << 20  # of images; shorter reads cost more calls, longer ones leave readers idle at a batch's end
 AHEAD = {"cpu": 1, "cuda": 2}  # batches that are read or uploaded while one is inserted
 
 
@@ -76,20 +76,21 @@ class BatchSource:
         if buffer.size < size:
             buffer = self._device.host_buffer((size,), np.float32)
         images = buffer[:size].reshape(len(rows), box, box)
-        usable = np.ones(len(rows), dtype=bool)
         step = max(1, TASK_BYTES // (4 * box * box))
         parts = [slice(first, first + step) for first in range(0, len(rows), step)]
-        jobs = [readers.submit(self._read, images, usable, rows, part) for part in parts]
-        for job in jobs:
-            job.result()
-        return key, self._device.upload(images), usable, buffer
+        list(readers.map(lambda part: self._read(images, rows, part), parts))
+        images = self._device.upload(images)
+        if self._device.kind == "cpu":
+            usable = np.concatenate(list(readers.map(lambda part: _screen(images[part]), parts)))
+        else:
+            with self._device.copying():
+                usable = _screen(images)
+        return key, images, usable, buffer
 
-    def _read(self, images, usable, rows, part):
-        images[part] = self._particles.images(rows[part])
+    def _read(self, images, rows, part):
+        self._particles.images(rows[part], images[part])
         if self._inspect is not None:
             self._inspect(rows[part], images[part])
-        usable[part] = _usable(images[part])
-        images[part][~usable[part]] = 0
 
     def _deliver(self, job, used):
         key, images, usable, buffer = job.result()
@@ -105,12 +106,16 @@ class BatchSource:
         self._buffers.put(buffer)
 
 
-def _usable(images) -> np.ndarray:
-    """Which of images (n, box, box) hold finite numbers and more than one."""
-    usable = np.isfinite(images.sum(axis=(1, 2)))
+def _screen(images) -> np.ndarray:
+    """Which of images (n, box, box) hold finite numbers and more than one, on the host; the others become zero."""
+    xp = array_module(images)
     middle = images[:, images.shape[1] // 2]
-    for place in np.flatnonzero((middle == middle[:, :1]).all(axis=1)):
+    flat = (middle == middle[:, :1]).all(axis=1)
+    usable, flat = to_host(xp.stack([xp.isfinite(images.sum(axis=(1, 2))), flat]))
+    for place in np.flatnonzero(flat):
         usable[place] = usable[place] and images[place].min() < images[place].max()
+    for place in np.flatnonzero(~usable):
+        images[place] = 0
     return usable
 
 
