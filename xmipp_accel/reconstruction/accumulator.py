@@ -23,7 +23,7 @@ from xmipp_accel.reconstruction.symmetry import factorise
 
 logger = logging.getLogger(__name__)
 
-LARGEST_BATCH = 1024
+LARGEST_BATCH, LARGEST_BYTES = 1024, 1 << 27  # of images: page-locking memory for more takes longer than it saves
 LIKE = 0.1  # of directions: six degrees
 SIDEBANDS = {"none": ((0, 0),), "standard": ((1, 1), (-1, -1)), "reversed": ((1, -1), (-1, 1))}
 
@@ -128,12 +128,13 @@ class FourierAccumulator:
             return self.parameters.batch_size
         sizes = box or self.volume.box, self.volume.sampling_rate
         g = plan_images(self.parameters, self.gridding, self.volume, *sizes)
-        image = 4 * g.box * (g.box + g.padded) + 16 * g.columns * (g.padded + g.box) + 16 * g.rows * g.columns
+        # Itself, padded, transformed with as much to work in, and cut to records.
+        image = 4 * g.box**2 + 4 * g.padded**2 + 16 * g.padded * (g.padded // 2 + 1) + 16 * g.rows * g.columns
         budget = 5e8
         # What is free differs from run to run, and with the batches the order of additions.
         if self.device.kind == "cuda" and not self.parameters.deterministic:
             budget = 0.2 * self.device.free_memory()
-        return int(np.clip(budget / image, 1, LARGEST_BATCH))
+        return int(max(1, min(budget / image, LARGEST_BATCH, LARGEST_BYTES / (4 * g.box**2))))
 
     def insert(self, images, views, group: OpticsGroup | None = None):
         """Add a batch of images.

@@ -24,7 +24,8 @@ def prepare_slices(
 ):
     """See :func:`xmipp_accel.kernels.reference.insert.prepare_slices`; float32, new or in the array `out`."""
     xp = array_module(transforms)
-    count, padded, columns = transforms.shape
+    count, padded, width = transforms.shape
+    columns = ramp_x.shape[1]
     slices = xp.empty((count, rows, columns, 4), dtype=xp.float32) if out is None else out
     arrays: list[Any] = [xp.ascontiguousarray(a) for a in (transforms, ramp_y, ramp_x, factors, table)]
     flags = mode, sideband, inside_only, once
@@ -33,7 +34,7 @@ def prepare_slices(
         return slices
     if not table.size:
         arrays[-1] = np.intp(0)
-    sizes = (*map(np.int32, (padded, rows, columns)), np.float32(limit))
+    sizes = (*map(np.int32, (padded, width, rows, columns)), np.float32(limit))
     cuda_kernel("prepare", "prepare_slices")(
         (_blocks(rows * columns), count), (BLOCK,), (*arrays, slices, *sizes, *map(np.int32, flags))
     )

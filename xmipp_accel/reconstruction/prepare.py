@@ -125,21 +125,28 @@ class SlicePlan:
         return slices
 
     def _slices(self, images, shifts, factors, sideband, out=None):
-        grid, xp, fft = self.grid, array_module(images), fft_module(images, workers=1)
-        # The zero padding is transformed only where it must be.
-        half = xp.ascontiguousarray(fft.rfft(images, n=grid.padded, axis=2)[:, :, : grid.columns])
-        transforms = fft.fft(half, n=grid.padded, axis=1).astype(xp.complex64, copy=False)
-        offset = 2j * np.pi * (grid.box // 2 - shifts) / grid.padded
-        ramp_y = grid.gain * np.exp(offset[:, :1] * (np.arange(grid.rows) - grid.rows // 2))
-        ramp_x = np.exp(offset[:, 1:] * np.arange(grid.columns))
-        ramps = tuple(from_host(ramp.astype(np.complex64), xp) for ramp in (ramp_y, ramp_x))
+        grid, xp = self.grid, array_module(images)
+        offset = from_host(2j * np.pi * (grid.box // 2 - shifts) / grid.padded, xp)
+        ramp_y = grid.gain * xp.exp(offset[:, :1] * (xp.arange(grid.rows) - grid.rows // 2))
+        ramp_x = xp.exp(offset[:, 1:] * xp.arange(grid.columns))
+        ramps = tuple(ramp.astype(xp.complex64) for ramp in (ramp_y, ramp_x))
         table = xp.zeros((0, 0, 3), xp.float32) if self.table is None else from_host(self.table, xp)
         inside_only = not self.gridding.as_xmipp
         # A voxel that takes one sample only cannot take one twice.
         once = inside_only and self.gridding.kernel != "nearest"
         choices = grid.rows, grid.limit, self.mode, sideband, inside_only, once
-        arguments = [transforms, *ramps, from_host(factors, xp), table, *choices, out]
+        arguments = [_transforms(images, grid), *ramps, from_host(factors, xp), table, *choices, out]
         return insert.prepare_slices(*arguments)
+
+
+def _transforms(images, grid):
+    """Transforms (n, padded, c) complex64 of padded images, of at least the columns of the grid."""
+    fft = fft_module(images, workers=1)
+    if array_module(images) is not np:
+        return fft.rfft2(images, s=(grid.padded, grid.padded))
+    # The zero padding is transformed only where it must be.
+    half = np.ascontiguousarray(fft.rfft(images, n=grid.padded, axis=2)[:, :, : grid.columns])
+    return fft.fft(half, n=grid.padded, axis=1).astype(np.complex64, copy=False)
 
 
 def plan_slices(parameters, gridding: Gridding, volume, group, optics=None, noise=None) -> SlicePlan:

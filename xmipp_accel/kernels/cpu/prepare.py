@@ -41,7 +41,7 @@ def _prepare(transforms, ramp_y, ramp_x, factors, table, limit, mode, sideband, 
             _weigh(weight, f, ky, stop)
             if once and ky == 0:
                 weight[0] *= np.float32(0.5)
-            source = transforms[image, ky % padded] * (ramp_y[image, row] * ramp_x[image])
+            source = transforms[image, ky % padded, :columns] * (ramp_y[image, row] * ramp_x[image])
             if table.size:
                 weight *= table[row, :, 2]
                 source *= np.exp(-1j * table[row, :, 1]).astype(np.complex64)

@@ -21,8 +21,8 @@ __device__ float3 transfer(float phase, float separation, int mode, int sideband
 
 __global__ void prepare_slices(const float2* __restrict__ transforms, const float2* __restrict__ ramp_y,
                                const float2* __restrict__ ramp_x, const float* __restrict__ factors,
-                               const float* __restrict__ table, float4* __restrict__ slices, int padded, int rows,
-                               int columns, float limit, int mode, int sideband, int inside_only, int once) {
+                               const float* __restrict__ table, float4* __restrict__ slices, int padded, int width,
+                               int rows, int columns, float limit, int mode, int sideband, int inside_only, int once) {
   const int image = blockIdx.y;
   const int sample = blockIdx.x * blockDim.x + threadIdx.x;
   if (sample >= rows * columns) return;
@@ -38,7 +38,7 @@ __global__ void prepare_slices(const float2* __restrict__ transforms, const floa
   }
   if (f[8] != 0.0f) weight *= expf(-f[8] * k2);
   if (once && k2 == 0.0f) weight *= 0.5f;
-  float2 value = transforms[((size_t)image * padded + (ky < 0 ? ky + padded : ky)) * columns + kx];
+  float2 value = transforms[((size_t)image * padded + (ky < 0 ? ky + padded : ky)) * width + kx];
   value = multiply(value, multiply(ramp_y[image * rows + row], ramp_x[image * columns + kx]));
   float extra = 0.0f;
   if (table) {

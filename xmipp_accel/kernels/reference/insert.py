@@ -32,8 +32,8 @@ def prepare_slices(transforms, ramp_y, ramp_x, factors, table, rows, limit, mode
 
     Parameters
     ----------
-    transforms : (n, p, columns) complex64
-        Images' FFT over edge `p`, rows in FFT order.
+    transforms : (n, p, c) complex64
+        Images' FFT over edge `p`, rows in FFT order, of as many columns as wanted or more.
     ramp_y, ramp_x : (n, rows), (n, columns) complex64
         Phase factors that move the particle's centre to pixel 0.
     factors : (n, 10) float32
@@ -59,10 +59,10 @@ def prepare_slices(transforms, ramp_y, ramp_x, factors, table, rows, limit, mode
     -------
     (n, rows, columns, 4) float64 array
     """
-    padded, columns = transforms.shape[1:]
+    padded, columns = transforms.shape[1], ramp_x.shape[1]
     ky, kx = np.meshgrid(np.arange(rows) - rows // 2, np.arange(columns), indexing="ij")
     k2, astigmatic, oblique = kx**2.0 + ky**2.0, kx**2.0 - ky**2.0, 2.0 * kx * ky
-    values = transforms[:, ky[:, 0] % padded].astype(np.complex128)
+    values = transforms[:, ky[:, 0] % padded, :columns].astype(np.complex128)
     values = values * ramp_y[:, :, None].astype(np.complex128) * ramp_x[:, None, :].astype(np.complex128)
     f = np.asarray(factors, dtype=np.float64)[:, :, None, None]
     defocused = f[:, 0] * k2 + f[:, 1] * astigmatic + f[:, 2] * oblique
