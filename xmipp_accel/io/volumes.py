@@ -6,11 +6,13 @@ from pathlib import Path
 
 import numpy as np
 
+from xmipp_accel.backend import to_host
 from xmipp_accel.errors import InputFileError, ParameterError
 from xmipp_accel.io import mrc, spider
 from xmipp_accel.io.images import SPIDER_SUFFIXES
 
 SPACING_TOLERANCE = 0.01
+PART_BYTES = 32 << 20  # of a volume on its way to disk: page-locked memory for more takes longer than it saves
 
 
 def read_volume(path) -> tuple[np.ndarray, float]:
@@ -59,13 +61,15 @@ def write_volume(path, array, sampling_rate):
     ----------
     path : str or os.PathLike
     array : (z, y, x) array
-        Written as float32.
+        On the host or a GPU, whose device must be current; written as float32.
     sampling_rate : float
         A/px; 0 if unknown.
     """
-    array = np.asarray(array)
-    if array.ndim != 3:
+    if array.ndim != 3 or not array.size:
         raise ParameterError(f"{path}: expected a volume (z, y, x), found shape {array.shape}")
     if Path(path).suffix.lower() not in (".mrc", ".map"):
         raise ParameterError(f"{path}: expected a name that ends in .mrc or .map")
-    mrc.write_mrc(path, array.astype(np.float32), sampling_rate, volume=True)
+    planes = max(1, PART_BYTES // (4 * array[0].size))
+    with mrc.section_writer(path, sampling_rate, volume=True) as append:
+        for first in range(0, len(array), planes):
+            append(to_host(array[first : first + planes]).astype(np.float32, copy=False))

@@ -9,7 +9,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from xmipp_accel.backend import CPU, Device, to_host
+from xmipp_accel.backend import CPU, Device
 from xmipp_accel.errors import InputFileError
 from xmipp_accel.io.publish import write_json
 from xmipp_accel.io.volumes import write_volume
@@ -93,7 +93,8 @@ class ReconstructFourierExecutor:
 
         def preview(accumulator):
             os.makedirs(folder, exist_ok=True)
-            write_volume(folder / f"{name}_preview.mrc", to_host(accumulator.preview()), rate)
+            with accumulator.device.activate():
+                write_volume(folder / f"{name}_preview.mrc", accumulator.preview(), rate)
 
         insertion = functools.partial(
             Insertion, parameters, devices=self.devices, progress=progress, reference=reference, preview=preview
@@ -139,8 +140,7 @@ class ReconstructFourierExecutor:
         def write(field):
             if files[field]:
                 with accumulator.device.activate():
-                    volume = to_host(volumes[field][1])
-                write_volume(folder / files[field], volume, rate)
+                    write_volume(folder / files[field], volumes[field][1], rate)
 
         with ThreadPoolExecutor(len(files)) as writers:
             list(writers.map(write, files))
