@@ -130,8 +130,8 @@ def insertion(device, kernel, how, symmetry, copy_gbs, count, box=256):
     gridding, plan = dataclasses.replace(accumulator.gridding, how=how), accumulator.plan()
     views = Views(random_matrices(count, rng), np.zeros((count, 2)))
     images, factors = device.asarray(rng.normal(size=(count, box, box)), np.float32), plan.factors(views, 100.0)
-    slices = plan.slices(images, views.shifts, factors)
-    preparing = timed(device, lambda: plan.slices(images, views.shifts, factors), 3)
+    slices = plan.slices(images, factors)
+    preparing = timed(device, lambda: plan.slices(images, factors), 3)
     matrices = np.ascontiguousarray(np.einsum("nij,gkj->ngik", plan.axes(views.matrices), cosets))
     arguments = matrices, np.zeros(count, np.float32), np.arange(count), 1e9
     inserting = timed(device, lambda: gridding.insert(accumulator.sums[0], 0, slices, *arguments), 3)

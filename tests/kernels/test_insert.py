@@ -162,13 +162,11 @@ def test_prepare_equals_the_oracle(device, mode, sideband, inside_only, once, ro
     rng = np.random.default_rng(3)
     columns = rows // 2 + rows % 2
     transforms = (rng.normal(size=(3, 14, 8)) + 1j * rng.normal(size=(3, 14, 8))).astype(np.complex64)
-    ramp_y = np.exp(1j * rng.normal(size=(3, rows))).astype(np.complex64)
-    ramp_x = np.exp(1j * rng.normal(size=(3, columns))).astype(np.complex64)
-    sizes = [0.3, 0.1, 0.1, 0.03, 0.01, 0.01, 1.0, 1.0, 0.01, 0.05]
-    factors = (rng.uniform(0.1, 1, size=(3, 10)) * sizes).astype(np.float32)
+    sizes = [0.3, 0.1, 0.1, 0.03, 0.01, 0.01, 1.0, 1.0, 0.01, 0.05, -3.0, 4.0]
+    factors = (rng.uniform(0.1, 1, size=(3, 12)) * sizes).astype(np.float32)
     table = rng.uniform(0.2, 1, (rows, columns, 3) if with_table else (0, 0, 3)).astype(np.float32)
-    arrays = (transforms, ramp_y, ramp_x, factors, table)
-    choices = rows, 30.0, mode, sideband, inside_only, once
+    arrays = (transforms, factors, table)
+    choices = (rows, columns), 5, 1.3, 30.0, mode, sideband, inside_only, once
     expected = reference.prepare_slices(*arrays, *choices)
     found = insert.prepare_slices(*(device.asarray(a) for a in arrays), *choices)
     np.testing.assert_allclose(to_host(found), expected, atol=2e-5)

@@ -83,7 +83,9 @@ def test_known_particles_are_not_read_again(plain, tmp_path, monkeypatch):
     _, *expected = run(plain, tmp_path, tmp_path / "state")
     read = []
     images = Particles.images
-    monkeypatch.setattr(Particles, "images", lambda self, rows, out: read.extend(rows) or images(self, rows, out))
+    monkeypatch.setattr(
+        Particles, "images", lambda self, rows, *more: read.extend(rows) or images(self, rows, *more)
+    )
     result, *found = run(plain, tmp_path, tmp_path / "state")
     assert read == [] and changes(result) == (0, 0, COUNT)
     np.testing.assert_array_equal(found, expected)

@@ -21,7 +21,7 @@ from xmipp_accel.errors import DeviceError
 logger = logging.getLogger(__name__)
 _thread = threading.local()
 
-UPLOAD_BYTES = 8 << 20
+UPLOAD_BYTES = 32 << 20
 
 
 @dataclasses.dataclass(frozen=True)

@@ -29,7 +29,7 @@ def stack_shape(path) -> tuple[int, int, int]:
     return open_stack(path)[0].shape
 
 
-def read_stack(path, indices=None, out=None) -> np.ndarray:
+def read_stack(path, indices=None, out=None, opened=None) -> np.ndarray:
     """Read images of a stack.
 
     Parameters
@@ -39,6 +39,8 @@ def read_stack(path, indices=None, out=None) -> np.ndarray:
         Which images, counted from 0, in the order wanted; all by default.
     out : (n, y, x) float32 array, optional
         Where to put them, C-contiguous.
+    opened : tuple, optional
+        What :func:`open_stack` has returned for this file.
 
     Returns
     -------
@@ -49,7 +51,7 @@ def read_stack(path, indices=None, out=None) -> np.ndarray:
     InputFileError
         The file is damaged, has fewer images than `indices` asks for, or images of another size than `out`.
     """
-    header, read = open_stack(path)
+    header, read = opened or open_stack(path)
     count = header.shape[0]
     wanted = np.arange(count) if indices is None else np.atleast_1d(np.asarray(indices, dtype=np.int64))
     if wanted.size and (wanted.min() < 0 or wanted.max() >= count):

@@ -125,23 +125,27 @@ class Particles:
         extra = {label: np.asarray(values)[rows] for label, values in self.extra.items()}
         return dataclasses.replace(self, stack=[self.stack[row] for row in rows], extra=extra, **columns)
 
-    def images(self, indices=None, out=None) -> np.ndarray:
+    def images(self, indices=None, out=None, opened=None) -> np.ndarray:
         """Read the images of the particles at `indices`, all by default: (n, y, x) float32.
 
-        Each stack is opened once. They are put into `out` if it is given, C-contiguous. Images of another size
-        than `out`, or else than that of the first one's optics group, or without groups of all particles, are an
-        `InputFileError`.
+        They are put into `out` if it is given, C-contiguous. The dict `opened` keeps what headers say, by stack,
+        so that each is read once in many calls. Images of another size than `out`, or else than that of the first
+        one's optics group, or without groups of all particles, are an `InputFileError`.
         """
         rows = np.arange(len(self)) if indices is None else np.atleast_1d(np.asarray(indices, dtype=np.int64))
+        opened = {} if opened is None else opened
         if out is None:
             box = self._box_of(rows[0]) if len(rows) and self.groups else self.box
             out = np.empty((len(rows), box, box), np.float32)
         for path, places in _group([self.stack[row] for row in rows]).items():
+            if path not in opened:
+                opened[path] = open_stack(path)
             together = slice(places[0], places[-1] + 1)
             if len(places) == together.stop - together.start:
-                read_stack(path, self.index[rows[together]], out[together])
+                read_stack(path, self.index[rows[together]], out[together], opened[path])
             else:
-                out[places] = read_stack(path, self.index[rows[places]], np.empty_like(out[: len(places)]))
+                room = np.empty_like(out[: len(places)])
+                out[places] = read_stack(path, self.index[rows[places]], room, opened[path])
         return out
 
     def ctf_parameters(self, rows=slice(None)) -> dict[str, np.ndarray]:

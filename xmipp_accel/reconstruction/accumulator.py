@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from xmipp_accel.backend import Device, array_module, to_host
+from xmipp_accel.backend import Device, array_module, from_host, to_host
 from xmipp_accel.errors import ParameterError, ProcessingError
 from xmipp_accel.io.optics_groups import OpticsGroup
 from xmipp_accel.numerics.projection import VolumeSpectrum
@@ -18,13 +18,13 @@ from xmipp_accel.reconstruction.geometry import plan_images, plan_volume
 from xmipp_accel.reconstruction.gridding import plan_gridding
 from xmipp_accel.reconstruction.inversion import plan_inversion
 from xmipp_accel.reconstruction.maps import Maps, make_maps
+from xmipp_accel.reconstruction.placement import Placement, place
 from xmipp_accel.reconstruction.prepare import CTF_MODES, Room, SlicePlan, plan_slices
 from xmipp_accel.reconstruction.symmetry import factorise
 
 logger = logging.getLogger(__name__)
 
 LARGEST_BATCH, LARGEST_BYTES = 1024, 1 << 27  # of images: page-locking memory for more takes longer than it saves
-LIKE = 0.1  # of directions: six degrees
 SIDEBANDS = {"none": ((0, 0),), "standard": ((1, 1), (-1, -1)), "reversed": ((1, -1), (-1, 1))}
 
 
@@ -136,6 +136,13 @@ class FourierAccumulator:
             budget = 0.2 * self.device.free_memory()
         return int(max(1, min(budget / image, LARGEST_BATCH, LARGEST_BYTES / (4 * g.box**2))))
 
+    def place(self, views, group: OpticsGroup | None = None) -> Placement:
+        """Where images of an optics group, by default of the map's box and pixels, go; see :class:`Placement`.
+
+        It holds for all accumulators of equal parameters, box and pixel size.
+        """
+        return place(self.plan(group, views.optics), views, self.volume, self.parameters)
+
     def insert(self, images, views, group: OpticsGroup | None = None):
         """Add a batch of images.
 
@@ -143,50 +150,30 @@ class FourierAccumulator:
         ----------
         images : (n, box, box) array
             On the host or on the device, of one optics group, with finite values.
-        views : Views
+        views : Views or Placement
             Negative weights take images out again; of weight 0 are those that are left out.
         group : OpticsGroup, optional
             With box and sampling rate; by default those of the map.
         """
-        plan = self.plan(group, views.optics)
-        expected = len(views), plan.grid.box, plan.grid.box
+        placement = views if isinstance(views, Placement) else self.place(views, group)
+        plan = self.plan(group)
+        expected = len(placement), plan.grid.box, plan.grid.box
         if images.shape != expected:
             raise ParameterError(f"insert: expected images of shape {expected}, found {images.shape}")
-        sets = self._sets(views)
-        diameter = self.parameters.mask_diameter or 0.8 * self.volume.box * self.volume.sampling_rate
-        arrays = images, views.shifts, plan.factors(views, diameter), plan.axes(views.matrices)
-        curved = self.parameters.ewald != "none"
-        curvature = plan.curvature(views, self.volume) if curved else np.zeros(len(views), np.float32)
         with self.device.activate():
-            self._insert_fitting(plan, *arrays, curvature, sets)
-        signs = np.sign(views.weights).astype(np.int64)
-        self.counts = [count + int(signs[sets == number].sum()) for number, count in enumerate(self.counts)]
+            self._insert_fitting(plan, images, placement)
+        for number, sign in zip(placement.parts.tolist(), placement.signs.tolist()):
+            self.counts[number] += sign
 
-    def _sets(self, views):
-        """Which of the sums each image goes to."""
-        halves, groups = views.halves, views.groups
-        if not self.parameters.halves:
-            halves = np.ones(len(views), dtype=int)
-        elif halves is None or not np.isin(halves, (1, 2)).all():
-            raise ParameterError("halves: expected half set 1 or 2 for every image, since half maps are on")
-        if self.groups == 1:
-            groups = np.zeros(len(views), dtype=int)
-        elif groups is None or not np.isin(groups, range(self.groups)).all():
-            raise ParameterError(
-                f"groups: expected 0 to {self.groups - 1} for every image, since error_groups is on"
-            )
-        return (np.asarray(halves) - 1) * self.groups + np.asarray(groups)
-
-    def _insert_fitting(self, plan, *arrays):
+    def _insert_fitting(self, plan, images, placement):
         """Insert a batch, in parts where the device has no room for all of it."""
-        images, shifts, factors, axes, curvature, sets = arrays
         count = len(images)
         if array_module(images) is not self.device.xp or images.dtype != np.float32:
             images = self.device.asarray(images, np.float32)  # which waits for what the device does
         for sideband, bend in SIDEBANDS[self.parameters.ewald]:
             try:
-                slices = plan.slices(images, shifts, factors, sideband, self._room)
-                self._subtract(slices, axes, plan.grid)
+                slices = plan.slices(images, placement.factors, sideband, self._room)
+                self._subtract(slices, placement.axes, plan.grid)
             except MemoryError:
                 if count < 2 or sideband == -1:
                     raise
@@ -194,9 +181,9 @@ class FourierAccumulator:
                     "%s: too little memory for %d images at a time, trying half of them", self.device, count
                 )
                 for part in (slice(None, count // 2), slice(count // 2, None)):
-                    self._insert_fitting(plan, *(array[part] for array in arrays))
+                    self._insert_fitting(plan, images[part], placement.take(part))
                 return
-            self._insert(slices, axes, bend * curvature, sets, plan.grid)
+            self._insert(slices, placement, bend, plan.grid)
 
     def _subtract(self, slices, axes, grid):
         """Take the reference's projections from records: a weight is that of a value with the CTF once more."""
@@ -213,14 +200,16 @@ class FourierAccumulator:
             record[..., 0] -= record[..., 2] * value.real
             record[..., 1] -= record[..., 2] * value.imag
 
-    def _insert(self, slices, axes, curvature, sets, grid):
-        matrices = np.ascontiguousarray(np.einsum("nij,gkj->ngik", axes, self._operators))
+    def _insert(self, slices, placement, bend, grid):
+        xp = array_module(slices)
+        matrices = np.ascontiguousarray(np.einsum("nij,gkj->ngik", placement.axes, self._operators))
+        geometry = matrices, bend * placement.curvature
+        if xp is not np:
+            geometry = tuple(from_host(array, xp, np.float32) for array in geometry)
         reach = self.gridding.reach + (grid.columns if self.gridding.as_xmipp else self.volume.radius)
-        order = _by_direction(axes[:, 2])
-        for number, part in enumerate(self._parts):
-            members = order[sets[order] == number]
+        for part, members in zip(self._parts, placement.members(len(self._parts))):
             with self.ways.choose(grid, len(members)) as how:
-                self._inversion.insert(part, self._bands, slices, matrices, curvature, members, reach, how)
+                self._inversion.insert(part, self._bands, slices, *geometry, members, reach, how)
 
     def export(self):
         """Sums and counts on the host, for :meth:`merge` elsewhere: (list of arrays, list of int)."""
@@ -291,11 +280,3 @@ class FourierAccumulator:
             )
             del joined
             return make_maps(parts, counts, self._inversion, self.parameters, mask)
-
-
-def _by_direction(directions):
-    """Order in which images of like viewing direction, which reach the same voxels, follow each other."""
-    axis = np.abs(directions).argmax(axis=1)
-    along = np.take_along_axis(directions, axis[:, None], axis=1)
-    cells = np.rint(directions / np.where(along < 0, -LIKE, LIKE)).astype(np.int64)
-    return np.lexsort((*cells.T, axis))

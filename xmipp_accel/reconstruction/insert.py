@@ -12,29 +12,37 @@ from xmipp_accel.kernels.cpu import nearest as cpu_nearest
 from xmipp_accel.kernels.cpu import prepare as cpu_prepare
 
 BLOCK = 256
-BRICK = 8  # as in insert.cu
+BRICK, COLUMNS = 8, (32, 8)  # as in insert.cu
 TRILINEAR, BLOB = 0, 1
 # How a GPU inserts: "scatter" (trilinear alone) and "columns" add by atomics, "bricks" always in the same order.
 FASTEST = {TRILINEAR: "scatter", BLOB: "columns"}
 REPEATABLE = "bricks"
 
 
+def pad_images(images, padded):
+    """Images (n, box, box) of a GPU in the first corner of ones of `padded` px of zeros."""
+    xp, box = array_module(images), images.shape[1]
+    out = xp.empty((len(images), padded, padded), xp.float32)
+    blocks = _blocks(padded), padded, len(images)
+    cuda_kernel("prepare", "pad_images")(blocks, (BLOCK,), (images, out, np.int32(box), np.int32(padded)))
+    return out
+
+
 def prepare_slices(
-    transforms, ramp_y, ramp_x, factors, table, rows, limit, mode, sideband, inside_only, once, out=None
+    transforms, factors, table, shape, origin, gain, limit, mode, sideband, inside_only, once, out=None
 ):
     """See :func:`xmipp_accel.kernels.reference.insert.prepare_slices`; float32, new or in the array `out`."""
-    xp = array_module(transforms)
+    xp, (rows, columns) = array_module(transforms), shape
     count, padded, width = transforms.shape
-    columns = ramp_x.shape[1]
     slices = xp.empty((count, rows, columns, 4), dtype=xp.float32) if out is None else out
-    arrays: list[Any] = [xp.ascontiguousarray(a) for a in (transforms, ramp_y, ramp_x, factors, table)]
+    arrays: list[Any] = [xp.ascontiguousarray(a) for a in (transforms, factors, table)]
     flags = mode, sideband, inside_only, once
     if xp is np:
-        cpu_prepare.prepare_slices(arrays, limit, flags, slices)
+        cpu_prepare.prepare_slices(arrays, origin, gain, limit, flags, slices)
         return slices
     if not table.size:
         arrays[-1] = np.intp(0)
-    sizes = (*map(np.int32, (padded, width, rows, columns)), np.float32(limit))
+    sizes = (*map(np.int32, (padded, width, rows, columns, origin)), np.float32(gain), np.float32(limit))
     cuda_kernel("prepare", "prepare_slices")(
         (_blocks(rows * columns), count), (BLOCK,), (*arrays, slices, *sizes, *map(np.int32, flags))
     )
@@ -47,13 +55,12 @@ def insert_trilinear(sums, first, slices, matrices, curvature, images, how=FASTE
         with kernel_turn:
             cpu.insert_trilinear(sums, first, slices, matrices, curvature, images)
     elif how == "scatter":
-        _launch(
-            "insert_trilinear", slices.shape[1] * slices.shape[2], sums, first, slices, matrices, curvature, images
-        )
+        blocks = _blocks(slices.shape[1] * slices.shape[2])
+        _launch("insert_trilinear", blocks, sums, first, slices, matrices, curvature, images)
     else:
-        nothing = np.intp(0), np.int32(0), np.float32(1)
-        everywhere = np.float32(np.sqrt(3) * sums.shape[1])
-        _gather(TRILINEAR, how, sums, first, slices, matrices, curvature, images, everywhere, *nothing)
+        # Samples lie in a sphere that ends a voxel before the faces; their corners are a diagonal farther out.
+        reach, no_table = np.float32(sums.shape[1] // 2 + 1), (np.intp(0), np.int32(0), np.float32(1))
+        _gather(TRILINEAR, how, sums, first, slices, matrices, curvature, images, reach, *no_table)
 
 
 def insert_blob(sums, first, slices, matrices, curvature, images, table, radius, reach, how=FASTEST[BLOB]):
@@ -74,9 +81,8 @@ def insert_nearest(sums, first, slices, matrices, images, reach):
             cpu_nearest.insert_nearest(sums, first, slices, matrices, images, reach)
     else:
         flat = np.zeros(len(slices), np.float32)
-        _launch(
-            "insert_nearest", sums.shape[1] ** 2, sums, first, slices, matrices, flat, images, np.float32(reach)
-        )
+        blocks = _blocks(sums.shape[1] ** 2)
+        _launch("insert_nearest", blocks, sums, first, slices, matrices, flat, images, np.float32(reach))
 
 
 def _gather(kernel, how, sums, first, slices, matrices, curvature, images, *extra):
@@ -84,15 +90,16 @@ def _gather(kernel, how, sums, first, slices, matrices, curvature, images, *extr
     if how == "bricks":
         _launch_bricks(f"insert_bricks<{kernel}>", *arguments, *extra)
     else:
-        _launch(f"insert_columns<{kernel}>", sums.shape[1] ** 2, *arguments, *extra)
+        tiles = [-(-sums.shape[1] // size) for size in COLUMNS]
+        _launch(f"insert_columns<{kernel}>", tiles[0] * tiles[1], *arguments, *extra)
 
 
-def _launch(name, threads, sums, first, slices, matrices, curvature, images, *extra):
-    """Run a kernel with one thread for each sample or voxel column, and one grid row for each image."""
+def _launch(name, blocks, sums, first, slices, matrices, curvature, images, *extra):
+    """Run a kernel with so many blocks for each image and operator."""
     if len(images):
         arrays, sizes = _arguments(sums, first, slices, matrices, curvature, images)
         kernel = cuda_kernel("insert", name)
-        kernel((_blocks(threads), len(images)), (BLOCK,), (*arrays, *sizes, *extra))
+        kernel((blocks, len(images), matrices.shape[1]), (BLOCK,), (*arrays, *sizes, *extra))
 
 
 def _launch_bricks(name, sums, first, slices, matrices, curvature, images, *extra):

@@ -9,7 +9,7 @@ import numpy as np
 
 from xmipp_accel.backend import array_module, fft_module, from_host, on_all_cores
 from xmipp_accel.errors import ParameterError
-from xmipp_accel.kernels.reference.insert import DECAY, FACTORS, OFFSET, OVERLAP, WEIGHT
+from xmipp_accel.kernels.reference.insert import DECAY, FACTORS, OFFSET, OVERLAP, SHIFT, WEIGHT
 from xmipp_accel.numerics.aberrations import even_phase, odd_phase, volume_axes
 from xmipp_accel.numerics.ctf import electron_wavelength
 from xmipp_accel.reconstruction import insert
@@ -62,7 +62,7 @@ class SlicePlan:
         return volume_axes(matrices, self.magnification, self.grid.scale)
 
     def factors(self, views, particle_diameter: float) -> np.ndarray:
-        """Factors (n, 10) float32 of :func:`xmipp_accel.kernels.reference.insert.prepare_slices`.
+        """Factors (n, 12) float32 of :func:`xmipp_accel.kernels.reference.insert.prepare_slices`.
 
         Parameters
         ----------
@@ -73,6 +73,7 @@ class SlicePlan:
         factors = np.zeros((len(views), FACTORS), np.float32)
         factors[:, WEIGHT] = views.weights
         factors[:, DECAY] = 0.25 * views.decays * self.grid.step**2
+        factors[:, SHIFT] = views.shifts
         if self.mode:
             if views.optics is None:
                 raise ParameterError("ctf: expected the optics of every image, found none")
@@ -92,16 +93,14 @@ class SlicePlan:
         voxels = volume.padded * volume.sampling_rate
         return (0.5 * wavelength * self.grid.step**2 * voxels).astype(np.float32)
 
-    def slices(self, images, shifts, factors, sideband=0, room=None):
+    def slices(self, images, factors, sideband=0, room=None):
         """Records of images.
 
         Parameters
         ----------
         images : (n, box, box) float32 array
-        shifts : (n, 2) float64 array
-            To apply, (y, x) in px.
-        factors : (n, 10) float32 array
-            On the host.
+        factors : (n, 12) float32 array
+            Of :meth:`factors`, on the host.
         sideband : {0, 1, -1}
         room : Room, optional
             Memory for the result on the CPU, used again by the next call.
@@ -112,38 +111,36 @@ class SlicePlan:
         """
         xp = array_module(images)
         if self.gridding.as_xmipp:
-            images, shifts = shift_bspline(images, shifts), np.zeros_like(shifts)
+            images, factors = shift_bspline(images, factors[:, SHIFT].astype(np.float64)), factors.copy()
+            factors[:, SHIFT] = 0
         if xp is not np:
-            return self._slices(images, shifts, factors, sideband)
+            return self._slices(images, factors, sideband)
         slices = (room or Room()).array((len(images), self.grid.rows, self.grid.columns, 4))
 
         def fill(first):
             part = slice(first, first + CPU_CHUNK)
-            self._slices(images[part], shifts[part], factors[part], sideband, slices[part])
+            self._slices(images[part], factors[part], sideband, slices[part])
 
         on_all_cores(fill, range(0, len(images), CPU_CHUNK))
         return slices
 
-    def _slices(self, images, shifts, factors, sideband, out=None):
+    def _slices(self, images, factors, sideband, out=None):
         grid, xp = self.grid, array_module(images)
-        offset = from_host(2j * np.pi * (grid.box // 2 - shifts) / grid.padded, xp)
-        ramp_y = grid.gain * xp.exp(offset[:, :1] * (xp.arange(grid.rows) - grid.rows // 2))
-        ramp_x = xp.exp(offset[:, 1:] * xp.arange(grid.columns))
-        ramps = tuple(ramp.astype(xp.complex64) for ramp in (ramp_y, ramp_x))
         table = xp.zeros((0, 0, 3), xp.float32) if self.table is None else from_host(self.table, xp)
         inside_only = not self.gridding.as_xmipp
         # A voxel that takes one sample only cannot take one twice.
         once = inside_only and self.gridding.kernel != "nearest"
-        choices = grid.rows, grid.limit, self.mode, sideband, inside_only, once
-        arguments = [_transforms(images, grid), *ramps, from_host(factors, xp), table, *choices, out]
-        return insert.prepare_slices(*arguments)
+        sizes = (grid.rows, grid.columns), grid.box // 2, grid.gain, grid.limit
+        choices = self.mode, sideband, inside_only, once
+        arrays = _transforms(images, grid), from_host(factors, xp), table
+        return insert.prepare_slices(*arrays, *sizes, *choices, out)
 
 
 def _transforms(images, grid):
     """Transforms (n, padded, c) complex64 of padded images, of at least the columns of the grid."""
     fft = fft_module(images, workers=1)
     if array_module(images) is not np:
-        return fft.rfft2(images, s=(grid.padded, grid.padded))
+        return fft.rfft2(insert.pad_images(images, grid.padded))
     # The zero padding is transformed only where it must be.
     half = np.ascontiguousarray(fft.rfft(images, n=grid.padded, axis=2)[:, :, : grid.columns])
     return fft.fft(half, n=grid.padded, axis=1).astype(np.complex64, copy=False)

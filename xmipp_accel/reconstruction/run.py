@@ -19,6 +19,7 @@ from xmipp_accel.io.particles import Particles
 from xmipp_accel.reconstruction.accumulator import FourierAccumulator
 from xmipp_accel.reconstruction.noise import noise_power
 from xmipp_accel.reconstruction.parameters import ReconstructFourierParameters
+from xmipp_accel.reconstruction.placement import joined
 from xmipp_accel.reconstruction.selection import Selection
 from xmipp_accel.reconstruction.source import BatchSource, Dealer
 
@@ -168,17 +169,36 @@ class Insertion:
                 accumulator.ways.expect(len(self.selection.rows) / len(accumulators))
             if self.reference is not None:
                 accumulator.subtract_from_now_on(self.reference)
-        dealers = self._deal(self.selection.batches(accumulators[0].batch_size))
-        total = passes * len(self.selection.rows)
-        with ThreadPoolExecutor(len(accumulators)) as pool:
-            jobs = [pool.submit(self._feed_unless_failed, *pair, total) for pair in zip(accumulators, dealers)]
-            for job in jobs:
-                job.result()
+            self._plan(accumulator)
+        if len(self.selection.rows):
+            self._insert_all(accumulators, passes * len(self.selection.rows))
         first, *others = accumulators
         while others:
             other = others.pop()
             first.merge(other.sums, other.counts)
         return first
+
+    def _insert_all(self, accumulators, total):
+        dealers = self._deal(self.selection.batches(accumulators[0].batch_size))
+        with ThreadPoolExecutor(1 + len(accumulators)) as pool:
+            placing = pool.submit(self._place, accumulators[0])
+            jobs = [
+                pool.submit(self._feed_unless_failed, accumulator, batches, placing, total)
+                for accumulator, batches in zip(accumulators, dealers)
+            ]
+            for job in jobs:
+                job.result()
+
+    def _plan(self, accumulator):
+        """Fix how the images of each optics group become slices."""
+        for part in self.selection.ranges():
+            group = self.selection.group(part)
+            accumulator.plan(group, self.selection.views.take(part).optics, self.noise.get(group))
+
+    def _place(self, accumulator):
+        """Where all the selection's images go."""
+        views, ranges = self.selection.views, self.selection.ranges()
+        return joined([accumulator.place(views.take(part), self.selection.group(part)) for part in ranges])
 
     def _deal(self, batches):
         number = len(self.devices)
@@ -187,25 +207,25 @@ class Insertion:
         dealer = Dealer(batches)
         return [dealer] * number
 
-    def _feed_unless_failed(self, accumulator, batches, total):
+    def _feed_unless_failed(self, accumulator, batches, placing, total):
         """Stop at the next batch once another device has failed: its error is all that comes of the run."""
         try:
-            self._feed(accumulator, itertools.takewhile(lambda _: not self._failed.is_set(), batches), total)
+            batches = itertools.takewhile(lambda _: not self._failed.is_set(), batches)
+            self._feed(accumulator, batches, placing, total)
         except BaseException:
             self._failed.set()
             raise
 
-    def _feed(self, accumulator, batches, total):
+    def _feed(self, accumulator, batches, placing, total):
         selection, source = self.selection, BatchSource(self.particles, accumulator.device, self.inspect)
         wanted = ((batch, selection.rows[batch], selection.group(batch).box) for batch in batches)
         begun = time.perf_counter()
         for batch, images, usable in source.stream(wanted):
+            placement = placing.result().take(batch)
             arrived = time.perf_counter()
-            views, group = selection.views.take(batch), selection.group(batch)
             if not usable.all():
-                views = dataclasses.replace(views, weights=views.weights * usable)
-            accumulator.plan(group, views.optics, self.noise.get(group))
-            accumulator.insert(images, views, group)
+                placement = placement.without(~usable)
+            accumulator.insert(images, placement, selection.group(batch))
             with self._lock:
                 self.waited += arrived - begun
                 self.usable[batch] = usable

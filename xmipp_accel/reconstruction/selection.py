@@ -39,17 +39,21 @@ class Selection:
 
     def batches(self, size_of) -> list[slice]:
         """Slices of the rows, each within one optics group and of ``size_of(box)`` particles at most."""
-        if not len(self.rows):
-            return []
-        borders = np.flatnonzero(np.diff(self.numbers)) + 1
         found = []
-        for first, last in zip([0, *borders.tolist()], [*borders.tolist(), len(self.rows)]):
-            size = size_of(self.groups[int(self.numbers[first])].box)
-            found += [slice(start, min(start + size, last)) for start in range(first, last, size)]
+        for part in self.ranges():
+            size = size_of(self.group(part).box)
+            found += [slice(start, min(start + size, part.stop)) for start in range(part.start, part.stop, size)]
         return found
 
+    def ranges(self) -> list[slice]:
+        """Slices of the rows, one for each optics group."""
+        if not len(self.rows):
+            return []
+        borders = [0, *(np.flatnonzero(np.diff(self.numbers)) + 1).tolist(), len(self.rows)]
+        return [slice(*edges) for edges in zip(borders, borders[1:])]
+
     def group(self, batch):
-        """The optics group of a slice of :meth:`batches`."""
+        """The optics group of a slice of :meth:`batches` or :meth:`ranges`."""
         return self.groups[int(self.numbers[batch.start])]
 
 

@@ -33,6 +33,7 @@ class BatchSource:
         self._particles, self._device, self._inspect = particles, device, inspect
         # One batch is inserted, another one's images may still be in use when it is enqueued.
         self._ahead = AHEAD[device.kind]
+        self._opened: dict = {}
         self._buffers: queue.SimpleQueue = queue.SimpleQueue()
         for _ in range(self._ahead + 2):
             self._buffers.put(np.empty(0, np.float32))
@@ -88,7 +89,7 @@ class BatchSource:
         return key, images, usable, buffer
 
     def _read(self, images, rows, part):
-        self._particles.images(rows[part], images[part])
+        self._particles.images(rows[part], images[part], self._opened)
         if self._inspect is not None:
             self._inspect(rows[part], images[part])
 
@@ -108,12 +109,9 @@ class BatchSource:
 
 def _screen(images) -> np.ndarray:
     """Which of images (n, box, box) hold finite numbers and more than one, on the host; the others become zero."""
-    xp = array_module(images)
-    middle = images[:, images.shape[1] // 2]
-    flat = (middle == middle[:, :1]).all(axis=1)
-    usable, flat = to_host(xp.stack([xp.isfinite(images.sum(axis=(1, 2))), flat]))
-    for place in np.flatnonzero(flat):
-        usable[place] = usable[place] and images[place].min() < images[place].max()
+    xp, pixels = array_module(images), images.reshape(len(images), -1)
+    low, high = pixels.min(axis=1), pixels.max(axis=1)
+    usable = to_host(xp.isfinite(low) & xp.isfinite(high) & (low < high))
     for place in np.flatnonzero(~usable):
         images[place] = 0
     return usable

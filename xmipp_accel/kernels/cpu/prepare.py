@@ -17,19 +17,21 @@ _SINE = np.array([(-1) ** k / math.factorial(2 * k + 1) for k in range(7)], dtyp
 _PI = np.array([3.140625, 9.67653589793e-4], dtype=np.float32)
 
 
-def prepare_slices(arrays, limit, flags, slices):
+def prepare_slices(arrays, origin, gain, limit, flags, slices):
     """As the reference, into float32 `slices` and on this thread alone; `arrays` and `flags` in its order."""
-    arguments = [*arrays, float(limit), *flags, slices]
+    arguments = [*arrays, origin, float(gain), float(limit), *flags, slices]
     _prepare(*arguments)
 
 
 @numba.njit(cache=True, fastmath=True, nogil=True)
-def _prepare(transforms, ramp_y, ramp_x, factors, table, limit, mode, sideband, inside_only, once, slices):
+def _prepare(transforms, factors, table, origin, gain, limit, mode, sideband, inside_only, once, slices):
     n, rows, columns, _ = slices.shape
     padded = transforms.shape[1]
     transfer, weight = np.empty((3, columns), np.float32), np.empty(columns, np.float32)
     for image in range(n):
         f = factors[image]
+        ramp_y, ramp_x = _ramp(rows, rows // 2, origin - f[10], padded), _ramp(columns, 0, origin - f[11], padded)
+        ramp_y *= np.float32(gain)
         for row in range(rows):
             ky = row - rows // 2
             start, inside = 1 if once and ky < 0 else 0, _columns_inside(ky, limit, columns)
@@ -41,7 +43,7 @@ def _prepare(transforms, ramp_y, ramp_x, factors, table, limit, mode, sideband, 
             _weigh(weight, f, ky, stop)
             if once and ky == 0:
                 weight[0] *= np.float32(0.5)
-            source = transforms[image, ky % padded, :columns] * (ramp_y[image, row] * ramp_x[image])
+            source = transforms[image, ky % padded, :columns] * (ramp_y[row] * ramp_x)
             if table.size:
                 weight *= table[row, :, 2]
                 source *= np.exp(-1j * table[row, :, 1]).astype(np.complex64)
@@ -53,6 +55,12 @@ def _prepare(transforms, ramp_y, ramp_x, factors, table, limit, mode, sideband, 
             else:
                 transfer[0], transfer[1], transfer[2] = 1, 0, 1
             _write(slices[image, row], source, transfer, weight, start, stop, inside)
+
+
+@numba.njit(cache=True, nogil=True)
+def _ramp(length, middle, offset, padded):
+    """Phase factors that move the pixel `offset` to pixel 0, of frequencies from ``-middle`` on."""
+    return np.exp(2j * np.pi * offset / padded * (np.arange(length) - middle)).astype(np.complex64)
 
 
 @numba.njit(cache=True)

@@ -4,6 +4,9 @@
 #define BLOB 1
 #define BRICK 8
 #define LISTED (BRICK * BRICK * BRICK)
+#define COLUMNS 256
+#define WARP 32
+#define SHARED 4
 
 struct Volume {
   float4* records;
@@ -46,19 +49,27 @@ struct Plane {
   float3 to_x, to_y; // the voxel's place in samples: dual vectors of a and b
   float curve;
 
-  __device__ Plane(const float* m, float curvature)
-      : a{m[0], m[1], m[2]}, b{m[3], m[4], m[5]}, n{m[6], m[7], m[8]}, curve(curvature) {
-    const float aa = dot3(a, a), bb = dot3(b, b), ab = dot3(a, b), scale = 1.0f / (aa * bb - ab * ab);
-    to_x = make_float3((bb * a.x - ab * b.x) * scale, (bb * a.y - ab * b.y) * scale, (bb * a.z - ab * b.z) * scale);
-    to_y = make_float3((aa * b.x - ab * a.x) * scale, (aa * b.y - ab * a.y) * scale, (aa * b.z - ab * a.z) * scale);
-  }
-
+  template <bool CURVED>
   __device__ float3 place(float kx, float ky) const {
-    const float bend = curve * (kx * kx + ky * ky);
-    return make_float3(a.x * kx + b.x * ky + n.x * bend, a.y * kx + b.y * ky + n.y * bend,
-                       a.z * kx + b.z * ky + n.z * bend);
+    float3 p = make_float3(a.x * kx + b.x * ky, a.y * kx + b.y * ky, a.z * kx + b.z * ky);
+    if (CURVED) {
+      const float bend = curve * (kx * kx + ky * ky);
+      p.x += n.x * bend, p.y += n.y * bend, p.z += n.z * bend;
+    }
+    return p;
   }
 };
+
+__device__ Plane plane_of(const float* m, float curvature) {
+  Plane plane;
+  plane.a = make_float3(m[0], m[1], m[2]), plane.b = make_float3(m[3], m[4], m[5]);
+  plane.n = make_float3(m[6], m[7], m[8]), plane.curve = curvature;
+  const float3 a = plane.a, b = plane.b;
+  const float aa = dot3(a, a), bb = dot3(b, b), ab = dot3(a, b), scale = 1.0f / (aa * bb - ab * ab);
+  plane.to_x = make_float3((bb * a.x - ab * b.x) * scale, (bb * a.y - ab * b.y) * scale, (bb * a.z - ab * b.z) * scale);
+  plane.to_y = make_float3((aa * b.x - ab * a.x) * scale, (aa * b.y - ab * a.y) * scale, (aa * b.z - ab * a.z) * scale);
+  return plane;
+}
 
 // How far a sample reaches, and how much of it.
 template <int KERNEL>
@@ -78,25 +89,34 @@ struct Spread {
   }
 };
 
-// What a voxel q gets from an image: the samples around its foot on the plane.
-template <int KERNEL>
-__device__ float3 gather(const Plane& plane, const Spread<KERNEL>& spread, const float4* __restrict__ records,
-                         int rows, int columns, float3 q) {
+// What a voxel q gets from the samples around its foot (u, v) on an image's plane.
+template <int KERNEL, bool CURVED>
+__device__ float3 gather_around(const Plane& plane, const Spread<KERNEL>& spread, const float4* __restrict__ records,
+                                int rows, int columns, float3 q, float u, float v) {
   float3 total = make_float3(0.0f, 0.0f, 0.0f);
-  const float u = dot3(plane.to_x, q), v = dot3(plane.to_y, q);
   const float wide = spread.along(plane.to_x), high = spread.along(plane.to_y);
   const int x0 = max((int)ceilf(u - wide), 0), x1 = min((int)floorf(u + wide), columns - 1);
   const int y0 = max((int)ceilf(v - high), -(rows / 2)), y1 = min((int)floorf(v + high), rows - 1 - rows / 2);
   for (int y = y0; y <= y1; y++) {
+    const float4* row = records + (y + rows / 2) * columns;
     for (int x = x0; x <= x1; x++) {
-      const float3 p = plane.place((float)x, (float)y);
+      const float3 p = plane.place<CURVED>((float)x, (float)y);
       const float part = spread(p.x - q.x, p.y - q.y, p.z - q.z);
       if (part == 0.0f) continue;
-      const float4 record = records[(y + rows / 2) * columns + x];
+      const float4 record = row[x];
       total.x += part * record.x, total.y += part * record.y, total.z += part * record.z;
     }
   }
   return total;
+}
+
+template <int KERNEL>
+__device__ float3 gather(const Plane& plane, const Spread<KERNEL>& spread, const float4* __restrict__ records,
+                         int rows, int columns, float3 q) {
+  const float u = dot3(plane.to_x, q), v = dot3(plane.to_y, q);
+  if (plane.curve == 0.0f)
+    return gather_around<KERNEL, false>(plane, spread, records, rows, columns, q, u, v);
+  return gather_around<KERNEL, true>(plane, spread, records, rows, columns, q, u, v);
 }
 
 // How far from an image's plane, without its curvature, voxels may lie that get something.
@@ -106,6 +126,7 @@ __device__ float thickness(const Plane& plane, const Spread<KERNEL>& spread, int
   return spread.across(plane.n) + fabsf(plane.curve) * farthest + 1e-3f;
 }
 
+// Each sample adds to its eight neighbours.
 __global__ void insert_trilinear(float4* volume, int centre, int first, int planes,
                                  const float4* __restrict__ slices, const float* __restrict__ matrices,
                                  const float* __restrict__ curvature, const int* __restrict__ images, int rows,
@@ -118,91 +139,103 @@ __global__ void insert_trilinear(float4* volume, int centre, int first, int plan
   const Volume target{volume, centre, first, planes};
   const float kx = (float)(sample % columns), ky = (float)(sample / columns - rows / 2);
   const float bend = curvature[image] * (kx * kx + ky * ky);
-  for (int op = 0; op < operators; op++) {
-    const float* m = matrices + 9 * ((size_t)image * operators + op);
-    float x = m[0] * kx + m[3] * ky + m[6] * bend, y = m[1] * kx + m[4] * ky + m[7] * bend;
-    float z = m[2] * kx + m[5] * ky + m[8] * bend;
-    float im = record.y;
-    if (x < 0.0f) {
-      x = -x, y = -y, z = -z, im = -im;
-    }
-    const float x0 = floorf(x), y0 = floorf(y), z0 = floorf(z);
-    const float fx = x - x0, fy = y - y0, fz = z - z0;
-    for (int corner = 0; corner < 8; corner++) {
-      const int dx = corner & 1, dy = (corner >> 1) & 1, dz = corner >> 2;
-      const float part = (dx ? fx : 1.0f - fx) * (dy ? fy : 1.0f - fy) * (dz ? fz : 1.0f - fz);
-      target.add((int)x0 + dx, (int)y0 + dy, (int)z0 + dz, part * record.x, part * im, part * record.z);
-    }
+  const float* m = matrices + 9 * ((size_t)image * operators + blockIdx.z);
+  float x = m[0] * kx + m[3] * ky + m[6] * bend, y = m[1] * kx + m[4] * ky + m[7] * bend;
+  float z = m[2] * kx + m[5] * ky + m[8] * bend;
+  float im = record.y;
+  if (x < 0.0f) {
+    x = -x, y = -y, z = -z, im = -im;
+  }
+  const float x0 = floorf(x), y0 = floorf(y), z0 = floorf(z);
+  const float fx = x - x0, fy = y - y0, fz = z - z0;
+  for (int corner = 0; corner < 8; corner++) {
+    const int dx = corner & 1, dy = (corner >> 1) & 1, dz = corner >> 2;
+    const float part = (dx ? fx : 1.0f - fx) * (dy ? fy : 1.0f - fy) * (dz ? fz : 1.0f - fz);
+    target.add((int)x0 + dx, (int)y0 + dy, (int)z0 + dz, part * record.x, part * im, part * record.z);
   }
 }
 
-// A column of voxels along the volume axis nearest to the viewing direction.
-struct Column {
-  int axis, first, second;  // the volume axes: along the column, fastest and slowest across columns
-  int p, q;                 // where the column stands on those two
-  float along, rest;        // viewing direction along the column; its product with (p, q)
+// The columns of voxels along the volume axis nearest to an image's viewing direction: where each of them, at (p, q)
+// of the other two axes, meets the plane, and what sample is there. All are linear in p and q.
+struct Walk {
+  int axis;
+  float2 height, u, v;
 
-  __device__ Column(const float* m, int number, int centre) {
-    const float* n = m + 6;
-    axis = 0;
-    if (fabsf(n[1]) > fabsf(n[axis])) axis = 1;
-    if (fabsf(n[2]) > fabsf(n[axis])) axis = 2;
-    first = axis == 0 ? 1 : 0;
-    second = axis == 2 ? 1 : 2;
-    p = number % (2 * centre + 1) - centre;
-    q = number / (2 * centre + 1) - centre;
-    along = n[axis];
-    rest = n[first] * p + n[second] * q;
-  }
-
-  __device__ void voxel(int t, int* v) const {
-    v[axis] = t;
-    v[first] = p;
-    v[second] = q;
+  __device__ int x(int p, int t) const { return axis == 0 ? t : p; }
+  __device__ int y(int p, int q, int t) const { return axis == 0 ? p : axis == 1 ? t : q; }
+  __device__ int z(int q, int t) const { return axis == 2 ? t : q; }
+  __device__ float along(float3 w) const { return axis == 0 ? w.x : axis == 1 ? w.y : w.z; }
+  __device__ float2 across(float3 w) const {
+    return make_float2(axis == 0 ? w.y : w.x, axis == 2 ? w.y : w.z);
   }
 };
 
-// Each column of voxels asks the images, one after the other.
+__device__ float at(float2 slope, int p, int q) { return slope.x * p + slope.y * q; }
+
+__device__ Walk walk_of(const Plane& plane) {
+  Walk walk;
+  const float x = fabsf(plane.n.x), y = fabsf(plane.n.y), z = fabsf(plane.n.z);
+  walk.axis = z > fmaxf(x, y) ? 2 : y > x ? 1 : 0;
+  const float2 n = walk.across(plane.n), to_x = walk.across(plane.to_x), to_y = walk.across(plane.to_y);
+  const float scale = -1.0f / walk.along(plane.n), x1 = walk.along(plane.to_x), y1 = walk.along(plane.to_y);
+  walk.height = make_float2(n.x * scale, n.y * scale);
+  walk.u = make_float2(to_x.x + x1 * walk.height.x, to_x.y + x1 * walk.height.y);
+  walk.v = make_float2(to_y.x + y1 * walk.height.x, to_y.y + y1 * walk.height.y);
+  return walk;
+}
+
+// Each column of voxels asks an image; a block has WARP x (COLUMNS / WARP) of them.
 template <int KERNEL>
-__global__ void insert_columns(float4* volume, int centre, int first, int planes, const float4* __restrict__ slices,
-                               const float* __restrict__ matrices, const float* __restrict__ curvature,
-                               const int* __restrict__ images, int rows, int columns, int operators, float reach,
-                               const float* __restrict__ table, int entries, float radius) {
-  const int image = images[blockIdx.y], number = blockIdx.x * blockDim.x + threadIdx.x;
-  if (number >= (2 * centre + 1) * (2 * centre + 1)) return;
-  const float4* records = slices + (size_t)image * rows * columns;
+__global__ void __launch_bounds__(COLUMNS, 4)
+    insert_columns(float4* volume, int centre, int first, int planes, const float4* __restrict__ slices,
+                   const float* __restrict__ matrices, const float* __restrict__ curvature,
+                   const int* __restrict__ images, int rows, int columns, int operators, float reach,
+                   const float* __restrict__ table, int entries, float radius) {
+  __shared__ Plane plane;
+  __shared__ Walk walk;
+  const int image = images[blockIdx.y], lane = threadIdx.x % WARP, edge = 2 * centre + 1;
+  if (threadIdx.x == 0) {
+    plane = plane_of(matrices + 9 * ((size_t)image * operators + blockIdx.z), curvature[image]);
+    walk = walk_of(plane);
+  }
+  __syncthreads();
   const Spread<KERNEL> spread{table, entries, radius};
+  const float spanned = thickness(plane, spread, rows, columns) / fabsf(walk.along(plane.n));
+  const float u_margin = spread.along(plane.to_x) + fabsf(walk.along(plane.to_x)) * spanned;
+  const float v_margin = spread.along(plane.to_y) + fabsf(walk.along(plane.to_y)) * spanned;
+  const int tiles = (edge + WARP - 1) / WARP;
+  const int p0 = blockIdx.x % tiles * WARP - centre;
+  const int q = blockIdx.x / tiles * (COLUMNS / WARP) + threadIdx.x / WARP - centre;
   const Volume target{volume, centre, first, planes};
-  for (int op = 0; op < operators; op++) {
-    const float* m = matrices + 9 * ((size_t)image * operators + op);
-    const Column column(m, number, centre);
-    const float across2 = (float)(column.p * column.p + column.q * column.q);
-    if (across2 > reach * reach) continue;
-    const Plane plane(m, curvature[image]);
-    const float middle = -column.rest / column.along;
-    const float spanned = thickness(plane, spread, rows, columns) / fabsf(column.along);
-    const int t0 = max((int)ceilf(middle - spanned), -centre);
-    const int t1 = min((int)floorf(middle + spanned), centre);
-    for (int t = t0; t <= t1; t++) {
-      if (across2 + (float)(t * t) > reach * reach) continue;
-      int v[3];
-      column.voxel(t, v);
-      const float3 q = make_float3((float)v[0], (float)v[1], (float)v[2]);
-      const float3 got = gather(plane, spread, records, rows, columns, q);
-      if (got.z != 0.0f) target.add_folded(v[0], v[1], v[2], got.x, got.y, got.z);
+  // Lanes should follow each other along x, as voxels do in memory: some share a column that runs along x.
+  const int shared = walk.axis == 0 ? SHARED : 1;
+  for (int start = 0; start < WARP * shared; start += WARP) {
+    const int p = p0 + (start + lane) / shared;
+    if (p > centre || q > centre || (float)(p * p + q * q) > reach * reach) continue;
+    if (at(walk.u, p, q) < -u_margin || fabsf(at(walk.v, p, q)) > columns + v_margin) continue;
+    const float height = at(walk.height, p, q);
+    const int t1 = min((int)floorf(height + spanned), centre);
+    for (int t = max((int)ceilf(height - spanned), -centre) + lane % shared; t <= t1; t += shared) {
+      const int x = walk.x(p, t), y = walk.y(p, q, t), z = walk.z(q, t);
+      const float3 voxel = make_float3((float)x, (float)y, (float)z);
+      if (dot3(voxel, voxel) > reach * reach) continue;
+      const float4* records = slices + (size_t)image * rows * columns;
+      const float3 got = gather(plane, spread, records, rows, columns, voxel);
+      if (got.z != 0.0f) target.add_folded(x, y, z, got.x, got.y, got.z);
     }
   }
 }
 
 // Each brick of voxels asks all images and then adds once: no atomics, and the same order of additions every time.
 template <int KERNEL>
-__global__ void __launch_bounds__(LISTED)
+__global__ void __launch_bounds__(LISTED, 2)
     insert_bricks(float4* volume, int centre, int first, int planes, const float4* __restrict__ slices,
                   const float* __restrict__ matrices, const float* __restrict__ curvature,
                   const int* __restrict__ images, int count, int rows, int columns, int operators, float reach,
                   const float* __restrict__ table, int entries, float radius) {
-  __shared__ int near[LISTED], counts[LISTED / 32];
-  const int thread = threadIdx.x, lane = thread % 32, warp = thread / 32;
+  __shared__ Plane near[LISTED];
+  __shared__ int near_image[LISTED], counts[LISTED / WARP];
+  const int thread = threadIdx.x, lane = thread % WARP, warp = thread / WARP;
   const int x = blockIdx.x * BRICK + thread % BRICK, row = blockIdx.y * BRICK + thread / BRICK % BRICK;
   const int plane_number = blockIdx.z * BRICK + thread / (BRICK * BRICK);
   const bool exists = x <= centre && row <= 2 * centre && plane_number < planes;
@@ -211,15 +244,19 @@ __global__ void __launch_bounds__(LISTED)
   const float half = 0.5f * (BRICK - 1);
   const float3 middle = make_float3(blockIdx.x * BRICK + half, blockIdx.y * BRICK + half - centre,
                                     blockIdx.z * BRICK + half + first - centre);
+  // Nothing in the corners of the volume.
+  if (sqrtf(dot3(middle, middle)) - half * sqrtf(3.0f) > reach) return;
   const Spread<KERNEL> spread{table, entries, radius};
   float3 total = make_float3(0.0f, 0.0f, 0.0f);
   for (int start = 0; start < count * operators; start += LISTED) {
     // Which of the next images pass through this brick, in their order.
     const int item = start + thread;
     bool passes = false;
+    Plane plane;
+    int image = 0;
     if (item < count * operators) {
-      const int image = images[item / operators];
-      const Plane plane(matrices + 9 * ((size_t)image * operators + item % operators), curvature[image]);
+      image = images[item / operators];
+      plane = plane_of(matrices + 9 * ((size_t)image * operators + item % operators), curvature[image]);
       const float margin = thickness(plane, spread, rows, columns) + half * sum3(plane.n);
       passes = fabsf(dot3(plane.n, middle)) <= margin;
     }
@@ -227,22 +264,26 @@ __global__ void __launch_bounds__(LISTED)
     if (lane == 0) counts[warp] = __popc(votes);
     __syncthreads();
     int before = 0, listed = 0;
-    for (int w = 0; w < LISTED / 32; w++) {
+    for (int w = 0; w < LISTED / WARP; w++) {
       if (w < warp) before += counts[w];
       listed += counts[w];
     }
-    if (passes) near[before + __popc(votes & ((1u << lane) - 1u))] = item;
+    if (passes) {
+      const int place = before + __popc(votes & ((1u << lane) - 1u));
+      near[place] = plane, near_image[place] = image;
+    }
     __syncthreads();
-    for (int k = 0; k < listed; k++) {
-      const int image = images[near[k] / operators];
-      const Plane plane(matrices + 9 * ((size_t)image * operators + near[k] % operators), curvature[image]);
-      if (!wanted || fabsf(dot3(plane.n, q)) > thickness(plane, spread, rows, columns)) continue;
-      const float4* records = slices + (size_t)image * rows * columns;
-      const float3 direct = gather(plane, spread, records, rows, columns, q);
-      total.x += direct.x, total.y += direct.y, total.z += direct.z;
-      if (x == 0) continue;  // the two halves of this plane are joined later
-      const float3 mate = gather(plane, spread, records, rows, columns, make_float3(-q.x, -q.y, -q.z));
-      total.x += mate.x, total.y -= mate.y, total.z += mate.z;
+    for (int k = 0; wanted && k < listed; k++) {
+      const Plane& near_plane = near[k];
+      if (fabsf(dot3(near_plane.n, q)) > thickness(near_plane, spread, rows, columns)) continue;
+      const float4* records = slices + (size_t)near_image[k] * rows * columns;
+      // The voxel and its mate on the other side; where both stand at x = 0 they are joined later.
+#pragma unroll 1
+      for (float side = 1.0f; side > -2.0f && (x > 0 || side > 0.0f); side -= 2.0f) {
+        const float3 there = make_float3(side * q.x, side * q.y, side * q.z);
+        const float3 got = gather(near_plane, spread, records, rows, columns, there);
+        total.x += got.x, total.y += side * got.y, total.z += got.z;
+      }
     }
     __syncthreads();
   }
@@ -253,28 +294,24 @@ __global__ void __launch_bounds__(LISTED)
   *record = value;
 }
 
+// Each column of voxels takes one sample for the voxel that is nearest to the plane.
 __global__ void insert_nearest(float4* volume, int centre, int first, int planes, const float4* __restrict__ slices,
                                const float* __restrict__ matrices, const float* __restrict__ curvature,
                                const int* __restrict__ images, int rows, int columns, int operators, float reach) {
-  const int image = images[blockIdx.y], number = blockIdx.x * blockDim.x + threadIdx.x;
-  if (number >= (2 * centre + 1) * (2 * centre + 1)) return;
-  const float4* records = slices + (size_t)image * rows * columns;
+  const int image = images[blockIdx.y], number = blockIdx.x * blockDim.x + threadIdx.x, edge = 2 * centre + 1;
+  if (number >= edge * edge) return;
+  const int p = number % edge - centre, q = number / edge - centre;
+  const Plane plane = plane_of(matrices + 9 * ((size_t)image * operators + blockIdx.z), curvature[image]);
+  const Walk walk = walk_of(plane);
+  const float hit = floorf(at(walk.height, p, q) + 0.5f);
+  if (fabsf(hit) > centre) return;
+  const int x = walk.x(p, (int)hit), y = walk.y(p, q, (int)hit), z = walk.z(q, (int)hit);
+  const float3 voxel = make_float3((float)x, (float)y, (float)z);
+  const float u = dot3(plane.to_x, voxel), v = dot3(plane.to_y, voxel);
+  if (u < 0.0f || dot3(voxel, voxel) > reach * reach) return;
+  const int kx = min(max((int)floorf(u + 0.5f), 0), columns - 1);
+  const int row = min(max((int)floorf(v + 0.5f) + rows / 2, 0), rows - 1);
+  const float4 record = slices[((size_t)image * rows + row) * columns + kx];
   const Volume target{volume, centre, first, planes};
-  for (int op = 0; op < operators; op++) {
-    const float* m = matrices + 9 * ((size_t)image * operators + op);
-    const Column column(m, number, centre);
-    const Plane plane(m, 0.0f);
-    const float hit = floorf(-column.rest / column.along + 0.5f);
-    if (fabsf(hit) > centre) continue;
-    int v[3];
-    column.voxel((int)hit, v);
-    const float3 q = make_float3((float)v[0], (float)v[1], (float)v[2]);
-    if (dot3(q, q) > reach * reach) continue;
-    const float ux = dot3(plane.to_x, q), uy = dot3(plane.to_y, q);
-    if (ux < 0.0f) continue;
-    const int x = min(max((int)floorf(ux + 0.5f), 0), columns - 1);
-    const int y = min(max((int)floorf(uy + 0.5f) + rows / 2, 0), rows - 1);
-    const float4 record = records[y * columns + x];
-    target.add_folded(v[0], v[1], v[2], record.x, record.y, record.z);
-  }
+  target.add_folded(x, y, z, record.x, record.y, record.z);
 }

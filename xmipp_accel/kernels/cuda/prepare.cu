@@ -1,6 +1,6 @@
 // Records of images for the insertion into a Fourier volume; layouts as in kernels/reference/insert.py.
 
-#define FACTORS 10
+#define FACTORS 12
 
 __device__ float2 multiply(float2 a, float2 b) { return make_float2(a.x * b.x - a.y * b.y, a.x * b.y + a.y * b.x); }
 
@@ -19,10 +19,27 @@ __device__ float3 transfer(float phase, float separation, int mode, int sideband
   return make_float3(mode == 3 ? 1.0f : sine, 0.0f, square);
 }
 
-__global__ void prepare_slices(const float2* __restrict__ transforms, const float2* __restrict__ ramp_y,
-                               const float2* __restrict__ ramp_x, const float* __restrict__ factors,
+// What moves the pixel `origin`, less the shift, to pixel 0; whole turns are taken away before anything is rounded.
+__device__ float2 ramp(int kx, int ky, float shift_x, float shift_y, int origin, int padded) {
+  const float turns = ((float)(origin * (kx + ky) % padded) - (shift_x * kx + shift_y * ky)) / padded;
+  float sine, cosine;
+  sincospif(2.0f * turns, &sine, &cosine);
+  return make_float2(cosine, sine);
+}
+
+// Images in the first corner of larger ones of zeros.
+__global__ void pad_images(const float* __restrict__ images, float* __restrict__ padded_images, int box, int padded) {
+  const int x = blockIdx.x * blockDim.x + threadIdx.x, y = blockIdx.y, image = blockIdx.z;
+  if (x >= padded) return;
+  const bool inside = x < box && y < box;
+  padded_images[((size_t)image * padded + y) * padded + x] =
+      inside ? images[((size_t)image * box + y) * box + x] : 0.0f;
+}
+
+__global__ void prepare_slices(const float2* __restrict__ transforms, const float* __restrict__ factors,
                                const float* __restrict__ table, float4* __restrict__ slices, int padded, int width,
-                               int rows, int columns, float limit, int mode, int sideband, int inside_only, int once) {
+                               int rows, int columns, int origin, float gain, float limit, int mode, int sideband,
+                               int inside_only, int once) {
   const int image = blockIdx.y;
   const int sample = blockIdx.x * blockDim.x + threadIdx.x;
   if (sample >= rows * columns) return;
@@ -39,7 +56,7 @@ __global__ void prepare_slices(const float2* __restrict__ transforms, const floa
   if (f[8] != 0.0f) weight *= expf(-f[8] * k2);
   if (once && k2 == 0.0f) weight *= 0.5f;
   float2 value = transforms[((size_t)image * padded + (ky < 0 ? ky + padded : ky)) * width + kx];
-  value = multiply(value, multiply(ramp_y[image * rows + row], ramp_x[image * columns + kx]));
+  value = multiply(value, ramp(kx, ky, f[11], f[10], origin, padded));
   float extra = 0.0f;
   if (table) {
     const float* entry = table + 3 * (size_t)sample;
@@ -58,6 +75,6 @@ __global__ void prepare_slices(const float2* __restrict__ transforms, const floa
     ctf = transfer(phase, f[9] * k2, mode, sideband);
   }
   value = multiply(value, make_float2(ctf.x, ctf.y));
-  const float shown = inside ? weight : 0.0f;
+  const float shown = inside ? gain * weight : 0.0f;
   *target = make_float4(value.x * shown, value.y * shown, weight * ctf.z, 0.0f);
 }

@@ -23,26 +23,29 @@ from __future__ import annotations
 
 import numpy as np
 
-PHASE, STRETCH, OFFSET, WEIGHT, DECAY, OVERLAP = slice(0, 3), slice(3, 6), 6, 7, 8, 9
-FACTORS = 10
+PHASE, STRETCH, OFFSET, WEIGHT, DECAY, OVERLAP, SHIFT = slice(0, 3), slice(3, 6), 6, 7, 8, 9, slice(10, 12)
+FACTORS = 12
 
 
-def prepare_slices(transforms, ramp_y, ramp_x, factors, table, rows, limit, mode, sideband, inside_only, once):
+def prepare_slices(transforms, factors, table, shape, origin, gain, limit, mode, sideband, inside_only, once):
     """Cut the transforms of padded images to records, centre them and apply their CTF.
 
     Parameters
     ----------
     transforms : (n, p, c) complex64
         Images' FFT over edge `p`, rows in FFT order, of as many columns as wanted or more.
-    ramp_y, ramp_x : (n, rows), (n, columns) complex64
-        Phase factors that move the particle's centre to pixel 0.
-    factors : (n, 10) float32
+    factors : (n, 12) float32
         CTF phase ``f0 k2 + f1 (kx^2 - ky^2) + f2 2 kx ky - (f3 k2 + f4 (kx^2 - ky^2) + f5 2 kx ky)^2 + f6`` of
-        sample (ky, kx), weight ``f7 exp(-f8 k2)``, and ``f9 k2`` the distance of the two Ewald spheres in units of
-        the particle's reciprocal diameter.
+        sample (ky, kx), weight ``f7 exp(-f8 k2)``, ``f9 k2`` the distance of the two Ewald spheres in units of
+        the particle's reciprocal diameter, and ``(f10, f11)`` the shift (y, x) to apply, px.
     table : (rows, columns, 3) float32, or empty
         For every sample: a phase to add to that of the CTF, the phase of odd aberrations, and a weight.
-    rows : int
+    shape : (int, int)
+        Rows and columns of a slice.
+    origin : int
+        The pixel of both axes that is moved to pixel 0, besides the shift.
+    gain : float
+        What the values are multiplied with.
     limit : float
         Samples with ``kx^2 + ky^2 > limit`` have the value zero.
     mode : int
@@ -59,12 +62,13 @@ def prepare_slices(transforms, ramp_y, ramp_x, factors, table, rows, limit, mode
     -------
     (n, rows, columns, 4) float64 array
     """
-    padded, columns = transforms.shape[1], ramp_x.shape[1]
+    padded, (rows, columns) = transforms.shape[1], shape
     ky, kx = np.meshgrid(np.arange(rows) - rows // 2, np.arange(columns), indexing="ij")
     k2, astigmatic, oblique = kx**2.0 + ky**2.0, kx**2.0 - ky**2.0, 2.0 * kx * ky
     values = transforms[:, ky[:, 0] % padded, :columns].astype(np.complex128)
-    values = values * ramp_y[:, :, None].astype(np.complex128) * ramp_x[:, None, :].astype(np.complex128)
     f = np.asarray(factors, dtype=np.float64)[:, :, None, None]
+    turns = (origin - f[:, SHIFT.start]) * ky + (origin - f[:, SHIFT.start + 1]) * kx
+    values = values * gain * np.exp(2j * np.pi / padded * turns)
     defocused = f[:, 0] * k2 + f[:, 1] * astigmatic + f[:, 2] * oblique
     stretched = f[:, 3] * k2 + f[:, 4] * astigmatic + f[:, 5] * oblique
     phase = defocused - stretched**2 + f[:, OFFSET]
