@@ -6,6 +6,7 @@ import pytest
 
 from tests.io.samples import counts
 from xmipp_accel.errors import InputFileError, ParameterError
+from xmipp_accel.io import particles as particles_module
 from xmipp_accel.io.images import write_stack
 from xmipp_accel.io.particles import Particles, read_particles, write_particles
 from xmipp_accel.io.tables import read_blocks, write_blocks
@@ -89,6 +90,30 @@ def test_images_come_from_several_stacks_in_the_order_of_the_particles(folder):
     assert particles.box == 8
     np.testing.assert_array_equal(particles.images(), truth)
     np.testing.assert_array_equal(particles.images([3, 0, 3]), truth[[3, 0, 3]])
+
+
+@pytest.mark.parametrize("most_files", [64, 1])
+def test_many_reads_share_headers_and_files(folder, monkeypatch, most_files):
+    opened = []
+    open_stack = particles_module.open_stack
+    monkeypatch.setattr(particles_module, "open_stack", lambda name: opened.append(name) or open_stack(name))
+    monkeypatch.setattr(particles_module, "MOST_FILES", most_files)
+    names = [str(folder / "a.mrcs"), str(folder / "b.stk")]
+    particles = Particles(stack=[names[0]] * 5 + [names[1]] * 3, index=[4, 1, 2, 3, 0, 2, 0, 1])
+    stacks, out = {}, np.empty((8, 8, 8), np.float32)
+    for _ in range(2):
+        with particles.reading(np.arange(8), stacks) as read:
+            read(np.arange(3), out[:3])
+            (folder / "a.mrcs").rename(folder / "moved")
+            if most_files == 64:  # the file is open
+                read(np.arange(3, 8), out[3:])
+            else:
+                with pytest.raises(InputFileError, match="No such file"):
+                    read(np.arange(3, 8), out[3:])
+            (folder / "moved").rename(folder / "a.mrcs")
+        assert opened == names
+    if most_files == 64:
+        np.testing.assert_array_equal(out, particles.images())
 
 
 def test_relion_3_0_has_everything_in_the_rows(folder):

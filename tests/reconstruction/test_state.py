@@ -82,9 +82,9 @@ def test_the_first_call_gives_the_usual_map(plain, tmp_path):
 def test_known_particles_are_not_read_again(plain, tmp_path, monkeypatch):
     _, *expected = run(plain, tmp_path, tmp_path / "state")
     read = []
-    images = Particles.images
+    reading = Particles.reading
     monkeypatch.setattr(
-        Particles, "images", lambda self, rows, *more: read.extend(rows) or images(self, rows, *more)
+        Particles, "reading", lambda self, rows, *more: read.extend(rows) or reading(self, rows, *more)
     )
     result, *found = run(plain, tmp_path, tmp_path / "state")
     assert read == [] and changes(result) == (0, 0, COUNT)

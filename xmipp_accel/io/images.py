@@ -3,69 +3,110 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from xmipp_accel.errors import InputFileError, ParameterError
 from xmipp_accel.io import mrc, spider, tiff
+from xmipp_accel.io.files import open_input
 
 SPIDER_SUFFIXES = (".stk", ".xmp", ".spi", ".vol")
 TIFF_SUFFIXES = (".tif", ".tiff")
 
 
-def open_stack(path):
-    """Header of a stack, with its `shape` (n, rows, columns), and the function that reads a list of its images."""
+@dataclasses.dataclass(frozen=True)
+class Stack:
+    """A stack whose header has been read; threads may read from it at once.
+
+    Attributes
+    ----------
+    path : str or os.PathLike
+    header : MrcHeader, SpiderHeader or TiffHeader
+    """
+
+    path: Any
+    header: Any
+    _pixels: Any  # function that reads a list of images
+    _holds_file: bool  # whether it can use a file that is open
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Number of images, rows and columns."""
+        return self.header.shape
+
+    @property
+    def sampling_rate(self) -> float:
+        """A/px, 0 if the header does not tell."""
+        return float(getattr(self.header, "sampling_rate", 0.0))
+
+    @contextlib.contextmanager
+    def open(self):
+        """Context with the open file for :meth:`read`, or None if that is of no use."""
+        if not self._holds_file:
+            yield None
+            return
+        with open_input(self.path) as (file, _size):
+            yield file
+
+    def read(self, indices=None, out=None, file=None) -> np.ndarray:
+        """Read images.
+
+        Parameters
+        ----------
+        indices : sequence of int, optional
+            Which images, counted from 0, in the order wanted; all by default.
+        out : (n, y, x) float32 array, optional
+            Where to put them, C-contiguous.
+        file : file, optional
+            Of :meth:`open`.
+
+        Returns
+        -------
+        (n, y, x) float32 array
+
+        Raises
+        ------
+        InputFileError
+            The file is damaged, has fewer images than `indices` asks for, or images of another size than `out`.
+        """
+        path, header, count = self.path, self.header, self.shape[0]
+        wanted = np.arange(count) if indices is None else np.atleast_1d(np.asarray(indices, dtype=np.int64))
+        if wanted.size and (wanted.min() < 0 or wanted.max() >= count):
+            worst = wanted.max() if wanted.max() >= count else wanted.min()
+            raise InputFileError(path, f"an image with the index {worst} (from 0)", f"{count} images")
+        opened = {} if file is None else {"file": file}
+        if out is None:
+            return self._pixels(header, wanted, **opened).astype(np.float32, copy=False)
+        if out.shape[1:] != header.shape[1:]:
+            raise InputFileError(path, image_size(out.shape[1:]), image_size(header.shape[1:]))
+        as_stored = out.dtype == header.dtype.newbyteorder("=")
+        pixels = self._pixels(header, wanted, out=out if as_stored else None, **opened)
+        if not as_stored:
+            out[...] = pixels
+        return out
+
+
+def open_stack(path) -> Stack:
+    """Read the header of a stack."""
     suffix = Path(path).suffix.lower()
     if suffix in SPIDER_SUFFIXES:
-        return spider.read_header(path), spider.read_section_list
+        return Stack(path, spider.read_header(path), spider.read_section_list, True)
     if suffix in TIFF_SUFFIXES:
-        return tiff.read_header(path), tiff.read_page_list
-    return mrc.read_header(path), mrc.read_section_list
+        return Stack(path, tiff.read_header(path), tiff.read_page_list, False)
+    return Stack(path, mrc.read_header(path), mrc.read_section_list, True)
 
 
 def stack_shape(path) -> tuple[int, int, int]:
     """Number of images, rows and columns, from the header alone."""
-    return open_stack(path)[0].shape
+    return open_stack(path).shape
 
 
-def read_stack(path, indices=None, out=None, opened=None) -> np.ndarray:
-    """Read images of a stack.
-
-    Parameters
-    ----------
-    path : str or os.PathLike
-    indices : sequence of int, optional
-        Which images, counted from 0, in the order wanted; all by default.
-    out : (n, y, x) float32 array, optional
-        Where to put them, C-contiguous.
-    opened : tuple, optional
-        What :func:`open_stack` has returned for this file.
-
-    Returns
-    -------
-    (n, y, x) float32 array
-
-    Raises
-    ------
-    InputFileError
-        The file is damaged, has fewer images than `indices` asks for, or images of another size than `out`.
-    """
-    header, read = opened or open_stack(path)
-    count = header.shape[0]
-    wanted = np.arange(count) if indices is None else np.atleast_1d(np.asarray(indices, dtype=np.int64))
-    if wanted.size and (wanted.min() < 0 or wanted.max() >= count):
-        worst = wanted.max() if wanted.max() >= count else wanted.min()
-        raise InputFileError(path, f"an image with the index {worst} (from 0)", f"{count} images")
-    if out is None:
-        return read(header, wanted).astype(np.float32, copy=False)
-    if out.shape[1:] != header.shape[1:]:
-        raise InputFileError(path, image_size(out.shape[1:]), image_size(header.shape[1:]))
-    as_stored = out.dtype == header.dtype.newbyteorder("=")
-    pixels = read(header, wanted, out=out if as_stored else None)
-    if not as_stored:
-        out[...] = pixels
-    return out
+def read_stack(path, indices=None) -> np.ndarray:
+    """Images (n, y, x) float32 of a stack, all of them or those at `indices`; see :meth:`Stack.read`."""
+    return open_stack(path).read(indices)
 
 
 def image_size(shape) -> str:
@@ -82,15 +123,10 @@ def read_image(path) -> tuple[np.ndarray, float]:
     float
         Sampling rate in A/px, 0 if the file does not tell.
     """
-    header, read = open_stack(path)
-    if header.shape[0] != 1:
-        raise InputFileError(path, "one image", f"{header.shape[0]} images")
-    return read(header, [0])[0].astype(np.float32, copy=False), sampling_rate(header)
-
-
-def sampling_rate(header) -> float:
-    """Sampling rate in A/px that a header holds, 0 if none."""
-    return float(getattr(header, "sampling_rate", 0.0))
+    stack = open_stack(path)
+    if stack.shape[0] != 1:
+        raise InputFileError(path, "one image", f"{stack.shape[0]} images")
+    return stack.read()[0], stack.sampling_rate
 
 
 def write_image(path, array, sampling_rate, dtype=np.float32):

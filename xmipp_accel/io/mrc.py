@@ -159,10 +159,11 @@ def read_sections(header: MrcHeader, first=0, last=None, out=None) -> np.ndarray
     return out
 
 
-def read_section_list(header: MrcHeader, indices, out=None) -> np.ndarray:
+def read_section_list(header: MrcHeader, indices, out=None, file=None) -> np.ndarray:
     """Pixels of the sections `indices` (non-negative), in that order: (n, rows, columns).
 
-    `out` is such an array to put them into, C-contiguous and of the file's type in native byte order.
+    `out` is such an array to put them into, C-contiguous and of the file's type in native byte order; `file` is
+    the file if it is open already.
     """
     indices = np.asarray(indices, dtype=np.int64)
     result = out
@@ -170,7 +171,7 @@ def read_section_list(header: MrcHeader, indices, out=None) -> np.ndarray:
         result = np.empty((len(indices), *header.shape[1:]), header.dtype.newbyteorder("="))
     # Neighbouring sections come with one read.
     starts = np.flatnonzero(np.diff(indices, prepend=-2) != 1)
-    with open_input(header.path) as (file, _size):
+    with open_input(header.path) if file is None else contextlib.nullcontext((file, None)) as (file, _size):
         for start, end in zip(starts, [*starts[1:], len(indices)]):
             _read(header, file, int(indices[start]), result[start:end])
     return result

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 from collections.abc import Sequence
@@ -12,12 +13,13 @@ import numpy as np
 
 from xmipp_accel.errors import InputFileError, ParameterError
 from xmipp_accel.io import relion, tables, xmipp
-from xmipp_accel.io.images import image_size, open_stack, read_stack, sampling_rate
+from xmipp_accel.io.images import image_size, open_stack
 from xmipp_accel.io.optics_groups import SAMPLING_TOLERANCE, OpticsGroup
 
 # A field with one value a particle; a single value, such as its default, stands for all of them.
 Column = Any
 _NUMBER, _WHOLE, _FLAG = ({"dtype": np.dtype(kind)} for kind in (np.float64, np.int64, bool))
+MOST_FILES = 64  # that one batch of images keeps open
 _CTF = "defocus_u", "defocus_v", "defocus_angle", "voltage", "cs", "amplitude_contrast", "phase_shift"
 
 
@@ -125,28 +127,53 @@ class Particles:
         extra = {label: np.asarray(values)[rows] for label, values in self.extra.items()}
         return dataclasses.replace(self, stack=[self.stack[row] for row in rows], extra=extra, **columns)
 
-    def images(self, indices=None, out=None, opened=None) -> np.ndarray:
+    def images(self, indices=None) -> np.ndarray:
         """Read the images of the particles at `indices`, all by default: (n, y, x) float32.
 
-        They are put into `out` if it is given, C-contiguous. The dict `opened` keeps what headers say, by stack,
-        so that each is read once in many calls. Images of another size than `out`, or else than that of the first
-        one's optics group, or without groups of all particles, are an `InputFileError`.
+        Each stack is opened once. Images of another size than that of the first one's optics group, or without
+        groups than that of all particles, are an `InputFileError`.
         """
         rows = np.arange(len(self)) if indices is None else np.atleast_1d(np.asarray(indices, dtype=np.int64))
-        opened = {} if opened is None else opened
-        if out is None:
-            box = self._box_of(rows[0]) if len(rows) and self.groups else self.box
-            out = np.empty((len(rows), box, box), np.float32)
-        for path, places in _group([self.stack[row] for row in rows]).items():
-            if path not in opened:
-                opened[path] = open_stack(path)
+        box = self._box_of(rows[0]) if len(rows) and self.groups else self.box
+        images = np.empty((len(rows), box, box), np.float32)
+        with self.reading(rows) as read:
+            read(rows, images)
+        return images
+
+    @contextlib.contextmanager
+    def reading(self, rows, stacks=None):
+        """Context in which threads read images of the particles at `rows`.
+
+        Parameters
+        ----------
+        rows : (n,) integer array
+        stacks : dict, optional
+            Keeps the stacks' headers, by name, from call to call.
+
+        Yields
+        ------
+        callable
+            Puts the images of some of these rows into a C-contiguous float32 array; those of another size are an
+            `InputFileError`.
+        """
+        stacks, names = {} if stacks is None else stacks, dict.fromkeys(self.stack[row] for row in rows)
+        with contextlib.ExitStack() as context:
+            files = {}
+            for name in names:
+                if name not in stacks:
+                    stacks[name] = open_stack(name)
+                if len(names) <= MOST_FILES:
+                    files[name] = context.enter_context(stacks[name].open())
+            yield lambda some, out: self._read(some, out, stacks, files)
+
+    def _read(self, rows, out, stacks, files):
+        for name, places in _group([self.stack[row] for row in rows]).items():
             together = slice(places[0], places[-1] + 1)
             if len(places) == together.stop - together.start:
-                read_stack(path, self.index[rows[together]], out[together], opened[path])
+                stacks[name].read(self.index[rows[together]], out[together], files.get(name))
             else:
                 room = np.empty_like(out[: len(places)])
-                out[places] = read_stack(path, self.index[rows[places]], room, opened[path])
-        return out
+                out[places] = stacks[name].read(self.index[rows[places]], room, files.get(name))
 
     def ctf_parameters(self, rows=slice(None)) -> dict[str, np.ndarray]:
         """Defocus and optics of the particles at `rows`, all by default, under the names of `numerics.ctf`."""
@@ -208,7 +235,7 @@ class Particles:
 
 
 def _box(stack) -> int:
-    shape = open_stack(stack)[0].shape
+    shape = open_stack(stack).shape
     if shape[1] != shape[2]:
         raise InputFileError(stack, "square images", image_size(shape[1:]))
     return shape[2]
@@ -268,7 +295,7 @@ def _check(path, particles):
     """Compare with the headers of the stacks, and take the sampling rate from there if the file has none."""
     sizes: dict[int, list[int]] = {}
     for stack, places in _group(particles.stack).items():
-        header = open_stack(stack)[0]
+        header = open_stack(stack)
         count, *shape = header.shape
         last = int(particles.index[places].max())
         if last >= count:
@@ -282,7 +309,7 @@ def _check(path, particles):
             if shape != expected:
                 raise InputFileError(stack, f"{image_size(expected)} in optics group {number}", image_size(shape))
         if not particles.sampling_rate:
-            particles.sampling_rate = sampling_rate(header)
+            particles.sampling_rate = header.sampling_rate
 
 
 def write_particles(path, particles: Particles):

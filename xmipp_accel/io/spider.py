@@ -7,6 +7,7 @@ header of its own after the common one. Format: https://spider.wadsworth.org/spi
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from pathlib import Path
 
@@ -97,14 +98,14 @@ def _parse(path, words, order, size) -> SpiderHeader:
     return SpiderHeader(path, shape, np.dtype(order + "f4"), first, stride)
 
 
-def read_section_list(header: SpiderHeader, indices, out=None) -> np.ndarray:
+def read_section_list(header: SpiderHeader, indices, out=None, file=None) -> np.ndarray:
     """Pixels of the sections `indices` (non-negative), in that order: (n, rows, columns) float32.
 
-    `out` is such an array to put them into, C-contiguous.
+    `out` is such an array to put them into, C-contiguous; `file` is the file if it is open already.
     """
     native = header.dtype.newbyteorder("=")
     result = np.empty((len(indices), *header.shape[1:]), native) if out is None else out
-    with open_input(header.path) as (file, _size):
+    with open_input(header.path) if file is None else contextlib.nullcontext((file, None)) as (file, _size):
         for pixels, index in zip(result, indices):
             read_into(header.path, file, header.first + int(index) * header.stride, pixels)
     return result if header.dtype == native else result.byteswap(inplace=True)

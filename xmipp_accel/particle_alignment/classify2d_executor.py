@@ -11,7 +11,7 @@ import numpy as np
 
 from xmipp_accel.backend.devices import CPU, Device
 from xmipp_accel.errors import InputFileError, ParameterError
-from xmipp_accel.io.images import open_stack, read_stack, sampling_rate, write_stack
+from xmipp_accel.io.images import open_stack, write_stack
 from xmipp_accel.io.particles import Particles, write_particles
 from xmipp_accel.io.publish import write_json
 from xmipp_accel.particle_alignment.classify2d_parameters import Classify2DParameters
@@ -231,11 +231,11 @@ def read_references(references, particles):
     """Images (K, n, n) of a stack, whose header must agree with the particles; an array stays what it is."""
     if references is None or isinstance(references, np.ndarray):
         return references
-    header = open_stack(references)[0]
-    box, rate, expected = particles.box, sampling_rate(header), particles.sampling_rate
-    if tuple(header.shape[1:]) != (box, box):
-        found = f"{header.shape[1]} x {header.shape[2]} px"
+    stack = open_stack(references)
+    box, rate, expected = particles.box, stack.sampling_rate, particles.sampling_rate
+    if stack.shape[1:] != (box, box):
+        found = f"{stack.shape[1]} x {stack.shape[2]} px"
         raise InputFileError(references, f"images of {box} x {box} px, as the particles have", found)
     if rate and expected and abs(rate - expected) > _RATE_TOLERANCE * expected:
         raise InputFileError(references, f"the particles' {expected:g} A/px", f"{rate:g} A/px")
-    return read_stack(references)
+    return stack.read()

@@ -12,7 +12,7 @@ import numpy as np
 
 from xmipp_accel.backend import to_host
 from xmipp_accel.errors import InputFileError, ParameterError
-from xmipp_accel.io.images import open_stack, read_stack, sampling_rate, stack_shape, write_stack
+from xmipp_accel.io.images import open_stack, stack_shape, write_stack
 from xmipp_accel.io.particles import Particles, read_particles, write_particles
 from xmipp_accel.io.volumes import read_volume
 from xmipp_accel.numerics.filters import resample_images
@@ -217,7 +217,8 @@ def _from_table(table):
 
 
 def _from_stack(path):
-    images = read_stack(path)
+    stack = open_stack(path)
+    images = stack.read()
     if images.shape[1] != images.shape[2]:
         raise InputFileError(path, "square images", f"{images.shape[2]} x {images.shape[1]} px")
     n = len(images)
@@ -231,7 +232,7 @@ def _from_stack(path):
         shifts=np.zeros((n, 2)),
         volume=None,
         images=_checked(images, [path] * n, np.arange(n)),
-        sampling_rate=sampling_rate(open_stack(path)[0]),
+        sampling_rate=stack.sampling_rate,
     )
 
 
