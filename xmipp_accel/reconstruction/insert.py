@@ -12,7 +12,7 @@ from xmipp_accel.kernels.cpu import nearest as cpu_nearest
 from xmipp_accel.kernels.cpu import prepare as cpu_prepare
 
 BLOCK = 256
-BRICK, COLUMNS = 8, (32, 8)  # as in insert.cu
+BRICK, EDGE = 8, 32  # as in insert.cu
 TRILINEAR, BLOB = 0, 1
 # How a GPU inserts: "scatter" (trilinear alone) and "columns" add by atomics, "bricks" always in the same order.
 FASTEST = {TRILINEAR: "scatter", BLOB: "columns"}
@@ -59,8 +59,11 @@ def insert_trilinear(sums, first, slices, matrices, curvature, images, how=FASTE
         _launch("insert_trilinear", blocks, sums, first, slices, matrices, curvature, images)
     else:
         # Samples lie in a sphere that ends a voxel before the faces; their corners are a diagonal farther out.
-        reach, no_table = np.float32(sums.shape[1] // 2 + 1), (np.intp(0), np.int32(0), np.float32(1))
-        _gather(TRILINEAR, how, sums, first, slices, matrices, curvature, images, reach, *no_table)
+        reach, arguments = np.float32(sums.shape[1] // 2 + 1), (sums, first, slices, matrices, curvature, images)
+        if how == "columns":
+            _launch("insert_trilinear_columns", _tiles(sums), *arguments, reach)
+        else:
+            _launch_bricks(TRILINEAR, *arguments, reach, np.intp(0), np.int32(0), np.float32(1))
 
 
 def insert_blob(sums, first, slices, matrices, curvature, images, table, radius, reach, how=FASTEST[BLOB]):
@@ -70,8 +73,12 @@ def insert_blob(sums, first, slices, matrices, curvature, images, table, radius,
         with kernel_turn:
             cpu.insert_blob(sums, first, slices, matrices, curvature, images, table, radius, reach)
     else:
-        kernel = from_host(table, xp, xp.float32), np.int32(len(table)), np.float32(radius)
-        _gather(BLOB, how, sums, first, slices, matrices, curvature, images, np.float32(reach), *kernel)
+        extra = np.float32(reach), from_host(table, xp, xp.float32), np.int32(len(table)), np.float32(radius)
+        arguments = sums, first, slices, matrices, curvature, images, *extra
+        if how == "columns":
+            _launch("insert_blob_columns", _tiles(sums), *arguments)
+        else:
+            _launch_bricks(BLOB, *arguments)
 
 
 def insert_nearest(sums, first, slices, matrices, images, reach):
@@ -85,15 +92,6 @@ def insert_nearest(sums, first, slices, matrices, images, reach):
         _launch("insert_nearest", blocks, sums, first, slices, matrices, flat, images, np.float32(reach))
 
 
-def _gather(kernel, how, sums, first, slices, matrices, curvature, images, *extra):
-    arguments = sums, first, slices, matrices, curvature, images
-    if how == "bricks":
-        _launch_bricks(f"insert_bricks<{kernel}>", *arguments, *extra)
-    else:
-        tiles = [-(-sums.shape[1] // size) for size in COLUMNS]
-        _launch(f"insert_columns<{kernel}>", tiles[0] * tiles[1], *arguments, *extra)
-
-
 def _launch(name, blocks, sums, first, slices, matrices, curvature, images, *extra):
     """Run a kernel with so many blocks for each image and operator."""
     if len(images):
@@ -102,14 +100,14 @@ def _launch(name, blocks, sums, first, slices, matrices, curvature, images, *ext
         kernel((blocks, len(images), matrices.shape[1]), (BLOCK,), (*arrays, *sizes, *extra))
 
 
-def _launch_bricks(name, sums, first, slices, matrices, curvature, images, *extra):
+def _launch_bricks(kernel, sums, first, slices, matrices, curvature, images, *extra):
     """Run a kernel with one block for each brick of voxels."""
     if len(images):
         arrays, sizes = _arguments(sums, first, slices, matrices, curvature, images)
         planes, rows, columns, _ = sums.shape
         bricks = tuple(-(-size // BRICK) for size in (columns, rows, planes))
-        kernel = cuda_kernel("insert", name)
-        kernel(bricks, (BRICK**3,), (*arrays, np.int32(len(images)), *sizes, *extra))
+        function = cuda_kernel("insert", f"insert_bricks<{kernel}>")
+        function(bricks, (BRICK**3,), (*arrays, np.int32(len(images)), *sizes, *extra))
 
 
 def _arguments(sums, first, slices, matrices, curvature, images):
@@ -118,6 +116,11 @@ def _arguments(sums, first, slices, matrices, curvature, images):
     volume = sums, *map(np.int32, (sums.shape[1] // 2, first, sums.shape[0]))
     sizes = tuple(map(np.int32, (slices.shape[1], slices.shape[2], matrices.shape[1])))
     return (*volume, slices, matrices, curvature, from_host(images, xp, xp.int32)), sizes
+
+
+def _tiles(sums):
+    """Blocks for the columns of voxels along one of the volume's axes."""
+    return (-(-sums.shape[1] // EDGE)) ** 2
 
 
 def _blocks(threads):

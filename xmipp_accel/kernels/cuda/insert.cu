@@ -4,9 +4,10 @@
 #define BLOB 1
 #define BRICK 8
 #define LISTED (BRICK * BRICK * BRICK)
-#define COLUMNS 256
 #define WARP 32
-#define SHARED 4
+#define THREADS 256
+#define EDGE 32
+#define TALL 6
 
 struct Volume {
   float4* records;
@@ -41,6 +42,7 @@ struct Volume {
 };
 
 __device__ float dot3(float3 a, float3 b) { return a.x * b.x + a.y * b.y + a.z * b.z; }
+__device__ float tent(float x) { return fmaxf(0.0f, 1.0f - fabsf(x)); }
 __device__ float sum3(float3 a) { return fabsf(a.x) + fabsf(a.y) + fabsf(a.z); }
 
 // Where the samples of an image lie, seen from them and seen from the voxels.
@@ -85,7 +87,7 @@ struct Spread {
       const float d2 = dx * dx + dy * dy + dz * dz, radius2 = radius * radius;
       return d2 > radius2 ? 0.0f : table[(int)(d2 * ((entries - 1) / radius2) + 0.5f)];
     }
-    return fmaxf(0.0f, 1.0f - fabsf(dx)) * fmaxf(0.0f, 1.0f - fabsf(dy)) * fmaxf(0.0f, 1.0f - fabsf(dz));
+    return tent(dx) * tent(dy) * tent(dz);
   }
 };
 
@@ -170,6 +172,25 @@ struct Walk {
   }
 };
 
+// The Ewald sphere near a column that meets the plane at the sample (u, v): its distance from the plane there, and by
+// how much that of samples that come near may differ.
+struct Bend {
+  float middle, slack;
+};
+
+__device__ Bend bend_at(const Plane& plane, const Walk& walk, float u, float v, float wide, float high, int rows,
+                        int columns) {
+  if (plane.curve == 0.0f) return Bend{0.0f, 0.0f};
+  const float curve = fabsf(plane.curve), middle = plane.curve * (u * u + v * v);
+  const float2 n = walk.across(plane.n);
+  const float du = fabsf(middle * (walk.u.x * n.x + walk.u.y * n.y)) + 2.0f * wide;
+  const float dv = fabsf(middle * (walk.v.x * n.x + walk.v.y * n.y)) + 2.0f * high;
+  const float slack = curve * (du * (2.0f * fabsf(u) + du) + dv * (2.0f * fabsf(v) + dv));
+  if (slack < 1.0f) return Bend{middle, slack};
+  return Bend{0.0f, curve * ((float)columns * columns + 0.25f * (float)rows * rows)};
+}
+
+__device__ float no_zero(float x) { return copysignf(fmaxf(fabsf(x), 1e-6f), x); }
 __device__ float at(float2 slope, int p, int q) { return slope.x * p + slope.y * q; }
 
 __device__ Walk walk_of(const Plane& plane) {
@@ -184,42 +205,103 @@ __device__ Walk walk_of(const Plane& plane) {
   return walk;
 }
 
-// Each column of voxels asks an image; a block has WARP x (COLUMNS / WARP) of them.
-template <int KERNEL>
-__global__ void __launch_bounds__(COLUMNS, 4)
-    insert_columns(float4* volume, int centre, int first, int planes, const float4* __restrict__ slices,
-                   const float* __restrict__ matrices, const float* __restrict__ curvature,
-                   const int* __restrict__ images, int rows, int columns, int operators, float reach,
-                   const float* __restrict__ table, int entries, float radius) {
+// Each column of voxels asks an image for what its samples give to any voxel of it; a block has EDGE^2 columns.
+__global__ void __launch_bounds__(THREADS, 4)
+    insert_trilinear_columns(float4* volume, int centre, int first, int planes, const float4* __restrict__ slices,
+                             const float* __restrict__ matrices, const float* __restrict__ curvature,
+                             const int* __restrict__ images, int rows, int columns, int operators, float reach) {
   __shared__ Plane plane;
   __shared__ Walk walk;
-  const int image = images[blockIdx.y], lane = threadIdx.x % WARP, edge = 2 * centre + 1;
+  const int image = images[blockIdx.y];
   if (threadIdx.x == 0) {
     plane = plane_of(matrices + 9 * ((size_t)image * operators + blockIdx.z), curvature[image]);
     walk = walk_of(plane);
   }
   __syncthreads();
-  const Spread<KERNEL> spread{table, entries, radius};
+  const float2 a = walk.across(plane.a), b = walk.across(plane.b), n = walk.across(plane.n);
+  const float a_t = walk.along(plane.a), b_t = walk.along(plane.b), n_t = walk.along(plane.n);
+  const float2 inverse = make_float2(1.0f / no_zero(a.x), 1.0f / no_zero(a.y));
+  const float wide = fabsf(walk.u.x) + fabsf(walk.u.y), high = fabsf(walk.v.x) + fabsf(walk.v.y);
+  const float steep = fabsf(walk.height.x) + fabsf(walk.height.y) + 1.0f;
+  const float4* records = slices + (size_t)image * rows * columns + (rows / 2) * columns;
+  const Volume target{volume, centre, first, planes};
+  const int tiles = (2 * centre + EDGE) / EDGE, p = blockIdx.x % tiles * EDGE + threadIdx.x % EDGE - centre;
+  const int q0 = blockIdx.x / tiles * EDGE + threadIdx.x / EDGE - centre;
+  for (int q = q0; q < q0 + EDGE; q += THREADS / EDGE) {
+    if (p > centre || q > centre || (float)(p * p + q * q) > reach * reach) continue;
+    float u = at(walk.u, p, q), v = at(walk.v, p, q);
+    const Bend bend = bend_at(plane, walk, u, v, wide, high, rows, columns);
+    u -= bend.middle * (walk.u.x * n.x + walk.u.y * n.y), v -= bend.middle * (walk.v.x * n.x + walk.v.y * n.y);
+    const float half = 1.0f + bend.slack;  // how far samples lie from the column at most, on either axis
+    if (u < -wide * half || fabsf(v) > columns + high * half) continue;
+    const int y0 = max((int)ceilf(v - high * half), -(rows / 2));
+    const int y1 = min((int)floorf(v + high * half), rows - 1 - rows / 2);
+    const float middle = at(walk.height, p, q) + bend.middle / n_t;
+    const int t0 = max((int)ceilf(middle - steep * half), -centre);
+    const int t1 = min((int)floorf(middle + steep * half), centre);
+    for (int base = t0; base <= t1; base += TALL) {
+      float3 sums[TALL] = {};
+      for (int y = y0; y <= y1; y++) {
+        // Where this row of samples comes near enough to the column.
+        const float r_p = b.x * y + n.x * bend.middle - p, r_q = b.y * y + n.y * bend.middle - q;
+        const float x_p = -r_p * inverse.x, x_q = -r_q * inverse.y;
+        const float reach_p = fabsf(inverse.x) * half, reach_q = fabsf(inverse.y) * half;
+        const int x0 = (int)ceilf(fmaxf(fmaxf(x_p - reach_p, x_q - reach_q), 0.0f));
+        const int x1 = (int)floorf(fminf(fminf(x_p + reach_p, x_q + reach_q), (float)(columns - 1)));
+        for (int x = x0; x <= x1; x++) {
+          const float bent = plane.curve * (float)(x * x + y * y);
+          const float part = tent(a.x * x + b.x * y + n.x * bent - p) * tent(a.y * x + b.y * y + n.y * bent - q);
+          const float4 record = records[y * columns + x];
+          const float3 value = make_float3(part * record.x, part * record.y, part * record.z);
+          const float t = a_t * x + b_t * y + n_t * bent - base;
+#pragma unroll
+          for (int k = 0; k < TALL; k++) {
+            const float share = tent(t - k);
+            sums[k].x += share * value.x, sums[k].y += share * value.y, sums[k].z += share * value.z;
+          }
+        }
+      }
+#pragma unroll
+      for (int k = 0; k < TALL; k++) {
+        const int t = base + k;
+        if (t <= t1 && sums[k].z != 0.0f)
+          target.add_folded(walk.x(p, t), walk.y(p, q, t), walk.z(q, t), sums[k].x, sums[k].y, sums[k].z);
+      }
+    }
+  }
+}
+
+// The blob reaches several voxels of a column: each of them asks for the samples around.
+__global__ void __launch_bounds__(THREADS, 4)
+    insert_blob_columns(float4* volume, int centre, int first, int planes, const float4* __restrict__ slices,
+                        const float* __restrict__ matrices, const float* __restrict__ curvature,
+                        const int* __restrict__ images, int rows, int columns, int operators, float reach,
+                        const float* __restrict__ table, int entries, float radius) {
+  __shared__ Plane plane;
+  __shared__ Walk walk;
+  const int image = images[blockIdx.y];
+  if (threadIdx.x == 0) {
+    plane = plane_of(matrices + 9 * ((size_t)image * operators + blockIdx.z), curvature[image]);
+    walk = walk_of(plane);
+  }
+  __syncthreads();
+  const Spread<BLOB> spread{table, entries, radius};
   const float spanned = thickness(plane, spread, rows, columns) / fabsf(walk.along(plane.n));
   const float u_margin = spread.along(plane.to_x) + fabsf(walk.along(plane.to_x)) * spanned;
   const float v_margin = spread.along(plane.to_y) + fabsf(walk.along(plane.to_y)) * spanned;
-  const int tiles = (edge + WARP - 1) / WARP;
-  const int p0 = blockIdx.x % tiles * WARP - centre;
-  const int q = blockIdx.x / tiles * (COLUMNS / WARP) + threadIdx.x / WARP - centre;
+  const float4* records = slices + (size_t)image * rows * columns;
   const Volume target{volume, centre, first, planes};
-  // Lanes should follow each other along x, as voxels do in memory: some share a column that runs along x.
-  const int shared = walk.axis == 0 ? SHARED : 1;
-  for (int start = 0; start < WARP * shared; start += WARP) {
-    const int p = p0 + (start + lane) / shared;
+  const int tiles = (2 * centre + EDGE) / EDGE, p = blockIdx.x % tiles * EDGE + threadIdx.x % EDGE - centre;
+  const int q0 = blockIdx.x / tiles * EDGE + threadIdx.x / EDGE - centre;
+  for (int q = q0; q < q0 + EDGE; q += THREADS / EDGE) {
     if (p > centre || q > centre || (float)(p * p + q * q) > reach * reach) continue;
     if (at(walk.u, p, q) < -u_margin || fabsf(at(walk.v, p, q)) > columns + v_margin) continue;
     const float height = at(walk.height, p, q);
     const int t1 = min((int)floorf(height + spanned), centre);
-    for (int t = max((int)ceilf(height - spanned), -centre) + lane % shared; t <= t1; t += shared) {
+    for (int t = max((int)ceilf(height - spanned), -centre); t <= t1; t++) {
       const int x = walk.x(p, t), y = walk.y(p, q, t), z = walk.z(q, t);
       const float3 voxel = make_float3((float)x, (float)y, (float)z);
       if (dot3(voxel, voxel) > reach * reach) continue;
-      const float4* records = slices + (size_t)image * rows * columns;
       const float3 got = gather(plane, spread, records, rows, columns, voxel);
       if (got.z != 0.0f) target.add_folded(x, y, z, got.x, got.y, got.z);
     }
