@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from xmipp_accel.backend import from_host, to_host
+from xmipp_accel.backend import from_host, from_host_at_once, to_host
 
 
 @pytest.mark.parametrize("values", [
@@ -24,6 +24,15 @@ def test_arrays_from_the_host(device, values, dtype):
     again = from_host(found[..., ::-1] if found.ndim else found, device.xp, np.float64)  # from the device too
     assert again.dtype == np.float64 and again.flags.c_contiguous
     np.testing.assert_array_equal(to_host(again), np.asarray(values, dtype)[..., ::-1] if found.ndim else values)
+
+
+def test_several_arrays_at_once_keep_types_and_shapes(device):
+    values = np.random.default_rng(0).normal(size=(3, 4)).astype(np.float32)
+    arrays = [values, values.T, np.arange(5, dtype=np.int32), np.zeros((0, 2), np.float32), values[1:, 0]]
+    for given, found in zip(arrays, from_host_at_once(arrays, device.xp)):
+        assert isinstance(found, device.xp.ndarray) and found.dtype == given.dtype
+        np.testing.assert_array_equal(to_host(found), given)
+    assert from_host_at_once([], np) == []
 
 
 @pytest.mark.parametrize("device", [pytest.param("cuda", marks=pytest.mark.gpu)], indirect=True)

@@ -36,10 +36,11 @@ def test_images_go_to_the_sums_of_their_half_set_and_group(views):
     np.testing.assert_array_equal(placement.parts, 3 * (views.halves - 1) + views.groups)
     np.testing.assert_array_equal(placement.signs, np.sign(views.weights))
     np.testing.assert_array_equal(placement.factors[:, SHIFT], views.shifts.astype(np.float32))
-    members = placement.members(7)
-    assert len(members) == 7 and len(members[6]) == 0
+    order, edges = placement.order(7)
+    assert len(edges) == 8 and edges[6] == edges[7] == COUNT  # nothing in the last one
     for part in range(6):
-        np.testing.assert_array_equal(np.sort(members[part]), np.flatnonzero(placement.parts == part))
+        members = order[edges[part] : edges[part + 1]]
+        np.testing.assert_array_equal(np.sort(members), np.flatnonzero(placement.parts == part))
     assert not _accumulator(halves=False).place(views).parts.any()
     with pytest.raises(ParameterError, match="groups: expected 0 to 1 for every image"):
         _accumulator(error_groups=2).place(views)
@@ -48,7 +49,8 @@ def test_images_go_to_the_sums_of_their_half_set_and_group(views):
 def test_images_of_like_direction_follow_each_other():
     rng = np.random.default_rng(5)
     views = Views(random_matrices(4000, rng), np.zeros((4000, 2)), halves=rng.integers(1, 3, 4000))
-    for members in _accumulator().place(views).members(2):
+    order, edges = _accumulator().place(views).order(2)
+    for members in np.split(order, edges[1:-1]):
         ordered, random = views.matrices[members, 2], views.matrices[rng.permutation(members), 2]
         near, far = (np.abs((d[1:] * d[:-1]).sum(axis=1)) for d in (ordered, random))
         # Cells of a tenth are at most sqrt(3) / 10 across; few images begin a new one elsewhere.

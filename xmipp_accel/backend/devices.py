@@ -21,7 +21,7 @@ from xmipp_accel.errors import DeviceError
 logger = logging.getLogger(__name__)
 _thread = threading.local()
 
-UPLOAD_BYTES = 32 << 20
+UPLOAD_BYTES = 8 << 20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,18 +79,18 @@ class Device:
 
         return cupyx.empty_pinned(shape, dtype)
 
-    def upload(self, buffer):
+    def upload(self, buffer, part_bytes=UPLOAD_BYTES):
         """Copy a :meth:`host_buffer` to this device while others compute; on the CPU it is the array itself.
 
-        The memory returns to the copies' own pool: whoever drops the array must have waited for what reads it.
+        It goes in parts, since small copies of those who compute wait for the one that is under way. The memory
+        returns to the copies' own pool: whoever drops the array must have waited for what reads it.
         """
         if self.kind == "cpu":
             return buffer
         with self.copying():
             array = self.xp.empty(buffer.shape, buffer.dtype)
-            # In parts, since small copies of those who compute wait for the one that is under way.
             source, target = buffer.reshape(-1), array.reshape(-1)
-            step = UPLOAD_BYTES // buffer.itemsize
+            step = max(1, part_bytes // buffer.itemsize)
             for first in range(0, source.size, step):
                 target[first : first + step].set(source[first : first + step])
             self.xp.cuda.get_current_stream().synchronize()

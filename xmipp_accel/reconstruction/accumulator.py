@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from xmipp_accel.backend import Device, array_module, from_host, to_host
+from xmipp_accel.backend import Device, array_module, from_host_at_once, to_host
 from xmipp_accel.errors import ParameterError, ProcessingError
 from xmipp_accel.io.optics_groups import OpticsGroup
 from xmipp_accel.numerics.projection import VolumeSpectrum
@@ -170,9 +170,10 @@ class FourierAccumulator:
         count = len(images)
         if array_module(images) is not self.device.xp or images.dtype != np.float32:
             images = self.device.asarray(images, np.float32)  # which waits for what the device does
+        factors, matrices, curvature, order, edges = self._geometry(placement, array_module(images))
         for sideband, bend in SIDEBANDS[self.parameters.ewald]:
             try:
-                slices = plan.slices(images, placement.factors, sideband, self._room)
+                slices = plan.slices(images, factors, sideband, self._room)
                 self._subtract(slices, placement.axes, plan.grid)
             except MemoryError:
                 if count < 2 or sideband == -1:
@@ -183,7 +184,15 @@ class FourierAccumulator:
                 for part in (slice(None, count // 2), slice(count // 2, None)):
                     self._insert_fitting(plan, images[part], placement.take(part))
                 return
-            self._insert(slices, placement, bend, plan.grid)
+            self._insert(slices, matrices, bend * curvature if bend else curvature, order, edges, plan.grid)
+
+    def _geometry(self, placement, xp):
+        """Factors, matrices, curvature and order of images on the device, and the order's edges between parts."""
+        matrices = np.ascontiguousarray(np.einsum("nij,gkj->ngik", placement.axes, self._operators))
+        order, edges = placement.order(len(self._parts))
+        if xp is not np:
+            matrices, order = matrices.astype(np.float32), order.astype(np.int32)
+        return *from_host_at_once([placement.factors, matrices, placement.curvature, order], xp), edges
 
     def _subtract(self, slices, axes, grid):
         """Take the reference's projections from records: a weight is that of a value with the CTF once more."""
@@ -200,16 +209,12 @@ class FourierAccumulator:
             record[..., 0] -= record[..., 2] * value.real
             record[..., 1] -= record[..., 2] * value.imag
 
-    def _insert(self, slices, placement, bend, grid):
-        xp = array_module(slices)
-        matrices = np.ascontiguousarray(np.einsum("nij,gkj->ngik", placement.axes, self._operators))
-        geometry = matrices, bend * placement.curvature
-        if xp is not np:
-            geometry = tuple(from_host(array, xp, np.float32) for array in geometry)
+    def _insert(self, slices, matrices, curvature, order, edges, grid):
         reach = self.gridding.reach + (grid.columns if self.gridding.as_xmipp else self.volume.radius)
-        for part, members in zip(self._parts, placement.members(len(self._parts))):
-            with self.ways.choose(grid, len(members)) as how:
-                self._inversion.insert(part, self._bands, slices, *geometry, members, reach, how)
+        for part, first, last in zip(self._parts, edges, edges[1:]):
+            with self.ways.choose(grid, last - first) as how:
+                arguments = slices, matrices, curvature, order[first:last], reach, how
+                self._inversion.insert(part, self._bands, *arguments)
 
     def export(self):
         """Sums and counts on the host, for :meth:`merge` elsewhere: (list of arrays, list of int)."""

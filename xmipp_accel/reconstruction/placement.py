@@ -55,10 +55,17 @@ class Placement:
         factors[left_out, WEIGHT] = 0
         return dataclasses.replace(self, factors=factors, signs=np.where(left_out, 0, self.signs))
 
-    def members(self, parts: int) -> list[np.ndarray]:
-        """Numbers of the images of each of so many parts, those of like direction following each other."""
+    def order(self, parts: int) -> tuple[np.ndarray, list[int]]:
+        """Numbers of the images by part, those of like direction following each other, and the parts' edges.
+
+        Returns
+        -------
+        (n,) int64 array
+        list of int
+            Edges of so many parts.
+        """
         order = np.lexsort((self.directions, self.parts))
-        return np.split(order, np.searchsorted(self.parts[order], range(1, parts)))
+        return order, np.searchsorted(self.parts[order], range(parts + 1)).tolist()
 
 
 def joined(placements) -> Placement:

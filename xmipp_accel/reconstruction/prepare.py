@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from xmipp_accel.backend import array_module, fft_module, from_host, on_all_cores
+from xmipp_accel.backend import array_module, fft_module, from_host, on_all_cores, to_host
 from xmipp_accel.errors import ParameterError
 from xmipp_accel.kernels.reference.insert import DECAY, FACTORS, OFFSET, OVERLAP, SHIFT, WEIGHT
 from xmipp_accel.numerics.aberrations import even_phase, odd_phase, volume_axes
@@ -100,7 +100,7 @@ class SlicePlan:
         ----------
         images : (n, box, box) float32 array
         factors : (n, 12) float32 array
-            Of :meth:`factors`, on the host.
+            Of :meth:`factors`, on the same device.
         sideband : {0, 1, -1}
         room : Room, optional
             Memory for the result on the CPU, used again by the next call.
@@ -111,7 +111,7 @@ class SlicePlan:
         """
         xp = array_module(images)
         if self.gridding.as_xmipp:
-            images, factors = shift_bspline(images, factors[:, SHIFT].astype(np.float64)), factors.copy()
+            images, factors = shift_bspline(images, to_host(factors[:, SHIFT])), factors.copy()
             factors[:, SHIFT] = 0
         if xp is not np:
             return self._slices(images, factors, sideband)
@@ -132,7 +132,7 @@ class SlicePlan:
         once = inside_only and self.gridding.kernel != "nearest"
         sizes = (grid.rows, grid.columns), grid.box // 2, grid.gain, grid.limit
         choices = self.mode, sideband, inside_only, once
-        arrays = _transforms(images, grid), from_host(factors, xp), table
+        arrays = _transforms(images, grid), factors, table
         return insert.prepare_slices(*arrays, *sizes, *choices, out)
 
 

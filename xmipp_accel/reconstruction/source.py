@@ -9,11 +9,14 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from xmipp_accel.backend import Device, array_module, to_host
+from xmipp_accel.backend import Device, array_module, cuda_kernel, to_host
 from xmipp_accel.backend.threads import cpu_count
 
 MOST_READERS = 16
-TASK_BYTES = 8 << 20  # of images; shorter reads cost more calls, longer ones leave readers idle at a batch's end
+TASK_BYTES = (
+    16 << 20
+)  # of images: each task waits twice for Python's lock, long ones leave readers idle at the end
+SCREEN_THREADS = 256
 AHEAD = {"cpu": 1, "cuda": 2}  # batches that are read or uploaded while one is inserted
 
 
@@ -33,7 +36,7 @@ class BatchSource:
         self._particles, self._device, self._inspect = particles, device, inspect
         # One batch is inserted, another one's images may still be in use when it is enqueued.
         self._ahead = AHEAD[device.kind]
-        self._opened: dict = {}
+        self._stacks: dict = {}
         self._buffers: queue.SimpleQueue = queue.SimpleQueue()
         for _ in range(self._ahead + 2):
             self._buffers.put(np.empty(0, np.float32))
@@ -79,19 +82,21 @@ class BatchSource:
         images = buffer[:size].reshape(len(rows), box, box)
         step = max(1, TASK_BYTES // (4 * box * box))
         parts = [slice(first, first + step) for first in range(0, len(rows), step)]
-        list(readers.map(lambda part: self._read(images, rows, part), parts))
-        images = self._device.upload(images)
-        if self._device.kind == "cpu":
+        with self._particles.reading(rows, self._stacks) as read:
+
+            def fill(part):
+                read(rows[part], images[part])
+                if self._inspect is not None:
+                    self._inspect(rows[part], images[part])
+
+            list(readers.map(fill, parts))
+        images = self._device.upload(images, images.nbytes)
+        if array_module(images) is np:
             usable = np.concatenate(list(readers.map(lambda part: _screen(images[part]), parts)))
         else:
             with self._device.copying():
-                usable = _screen(images)
+                usable = _screen_on_gpu(images)
         return key, images, usable, buffer
-
-    def _read(self, images, rows, part):
-        self._particles.images(rows[part], images[part], self._opened)
-        if self._inspect is not None:
-            self._inspect(rows[part], images[part])
 
     def _deliver(self, job, used):
         key, images, usable, buffer = job.result()
@@ -108,13 +113,20 @@ class BatchSource:
 
 
 def _screen(images) -> np.ndarray:
-    """Which of images (n, box, box) hold finite numbers and more than one, on the host; the others become zero."""
-    xp, pixels = array_module(images), images.reshape(len(images), -1)
+    """Which of images (n, box, box) hold finite numbers and more than one; the others become zero."""
+    pixels = images.reshape(len(images), -1)
     low, high = pixels.min(axis=1), pixels.max(axis=1)
-    usable = to_host(xp.isfinite(low) & xp.isfinite(high) & (low < high))
-    for place in np.flatnonzero(~usable):
-        images[place] = 0
+    usable = np.isfinite(low) & np.isfinite(high) & (low < high)
+    images[~usable] = 0
     return usable
+
+
+def _screen_on_gpu(images) -> np.ndarray:
+    """The same in one call, since each waits for Python's lock."""
+    usable = array_module(images).empty(len(images), dtype=bool)
+    arguments = images, usable, np.int64(images[0].size)
+    cuda_kernel("screen", "screen_images")((len(images),), (SCREEN_THREADS,), arguments)
+    return to_host(usable)
 
 
 class Dealer:

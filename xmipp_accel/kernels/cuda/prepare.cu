@@ -21,9 +21,10 @@ __device__ float3 transfer(float phase, float separation, int mode, int sideband
 
 // What moves the pixel `origin`, less the shift, to pixel 0; whole turns are taken away before anything is rounded.
 __device__ float2 ramp(int kx, int ky, float shift_x, float shift_y, int origin, int padded) {
-  const float turns = ((float)(origin * (kx + ky) % padded) - (shift_x * kx + shift_y * ky)) / padded;
+  const float size = (float)padded, inverse = 1.0f / size, steps = (float)(origin * (kx + ky));
+  const float rest = fmaf(-rintf(steps * inverse), size, steps) - (shift_x * kx + shift_y * ky);
   float sine, cosine;
-  sincospif(2.0f * turns, &sine, &cosine);
+  sincospif(2.0f * inverse * rest, &sine, &cosine);
   return make_float2(cosine, sine);
 }
 
