@@ -39,6 +39,19 @@ def test_several_devices_give_the_same_result(data, tmp_path, monkeypatch):
     assert files[0] == files[1] and result.device == "cpu, cpu, cpu"
 
 
+def test_devices_prepare_the_references_at_once(data, tmp_path, monkeypatch):
+    begin, together = PolarAligner.__init__, threading.Barrier(2)
+
+    def wait(self, *arguments):
+        together.wait(timeout=10)
+        begin(self, *arguments)
+
+    monkeypatch.setattr(PolarAligner, "__init__", wait)
+    parameters = AlignSignificantParameters(angular_sampling=30)
+    result = AlignSignificantExecutor(parameters, CPU, CPU).align(data["plain"], data["volume"], tmp_path)
+    assert result.n_aligned == 12
+
+
 def test_each_device_gets_a_batch_before_any_gets_two():
     workers = [types.SimpleNamespace(device=FakeGpu(index=index)) for index in range(2)]
     started = threading.Barrier(2)
