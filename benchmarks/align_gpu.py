@@ -3,12 +3,14 @@
 ``make bench-align-gpu`` runs it; the last line is JSON. Particles lie in memory (``--folder``, else /dev/shm) and
 are aligned in a warm process, with the references made from the volume each time and shifts in the whole disc
 of a quarter of the box. The whole command is timed apart. The search kernel is compared with its float64 oracle on
-fresh random data, and its rate with what the device reaches in multiplications and copies alone.
+fresh random data, and its rate with what the device reaches in multiplications and copies alone. Where there are
+more GPUs, 2 and 4 of them do the same, and their result is compared with that of one.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import statistics
 import subprocess
 import sys
@@ -21,11 +23,13 @@ import numpy as np
 from benchmarks.gpu_activity import device_bytes, release_device_memory
 from benchmarks.gpu_particles import make_particles
 from benchmarks.reporting import memory, print_json, print_machine, print_table, reset_peak
+from benchmarks.several_gpus import add_option, alignment_difference, device_sets
 from xmipp_accel.backend import resolve_device, to_host
 from xmipp_accel.backend.devices import cuda_status
 from xmipp_accel.kernels.reference.polar_search import polar_search as oracle
 from xmipp_accel.particle_alignment import align, assignment, polar, sweep
 from xmipp_accel.particle_alignment.align import PolarAligner
+from xmipp_accel.particle_alignment.executor import make_aligners
 from xmipp_accel.particle_alignment.gallery import open_references
 from xmipp_accel.particle_alignment.parameters import AlignSignificantParameters
 from xmipp_accel.particle_alignment.search import PolarSearch
@@ -54,28 +58,41 @@ def main():
     parser.add_argument("--count", type=int, default=2000, help="particles")
     parser.add_argument("--folder", type=Path, default=Path("/dev/shm"), help="where the particles lie")
     parser.add_argument("--try-on-cpu", action="store_true", help="run on the CPU, to try the script")
+    add_option(parser)
     arguments = parser.parse_args()
     gpus, reason = cuda_status()
     if not gpus and not arguments.try_on_cpu:
         raise SystemExit(f"bench-align-gpu needs a GPU: {reason}")
     device = resolve_device("cpu" if arguments.try_on_cpu else "cuda")
+    sets = device_sets(device, arguments.more_devices)
     print_machine()
     figures = ceilings(device) | {"oracle_error": oracle_error(device)}
     print(figures, flush=True)
-    rows, stages = [], {}
+    rows, stages, more = [], {}, {}
     for box in arguments.boxes:
         with tempfile.TemporaryDirectory(dir=arguments.folder) as folder, device.activate():
             made = make_particles(Path(folder), arguments.count, box, device)
             bench = Benchmark(made, device)
             figures[str(box)] = bench.figures(Path(folder))
             stages[box] = bench.stages()
-            release_device_memory(device)
+            more[box] = bench.more(sets, figures[str(box)]["s"])
+            for used in {device}.union(*sets):
+                release_device_memory(used)
         rows.append([f"{box} px", *figures[str(box)].values(), TARGETS.get(box)])
     names = next(iter(figures[str(box)] for box in arguments.boxes))
     print_table(f"{arguments.count} particles, 1692 references", ["box", *names, "target, s"], rows)
     for box, table in stages.items():
         print_table(f"{box} px, stages one after the other", ["stage", "s"], [*table.items()])
-    print_json(figures)
+    print_more(more)
+    print_json({**figures, "more_devices": more})
+
+
+def print_more(more):
+    """Print the table of what :meth:`Benchmark.more` found for each box."""
+    rows = [[f"{box} px", *found.values()] for box, sets in more.items() for found in sets]
+    if rows:
+        names = next(found for sets in more.values() for found in sets)
+        print_table("More devices, and their result beside that of one", ["box", *names], rows)
 
 
 def ceilings(device):
@@ -152,12 +169,23 @@ class Benchmark:
             "host_gib": memory("VmHWM") / 2**30,
         }
 
-    def align(self):
-        """Rows of all particles, references included."""
+    def align(self, *devices):
+        """Rows of all particles, references included, on the device or on several."""
         made, parameters = self.made, self.parameters
         references = open_references(made.volume)
-        aligner = PolarAligner(references, made.particles, parameters, self.device)
-        return assignment.assign([aligner], made.particles, references, parameters)
+        aligners = make_aligners(references, made.particles, parameters, devices or [self.device])
+        return assignment.assign(aligners, made.particles, references, parameters)
+
+    def more(self, sets, seconds):
+        """What several devices make of the `seconds` of one, and how far their result is from its."""
+        one, found = self.align(), []
+        for devices in sets:
+            align = functools.partial(self.align, *devices)
+            taken = timed(self.device, align, 5)
+            times = {"devices": len(devices), "one, s": seconds, "s": taken, "times faster": seconds / taken}
+            tables = (rows.particles.take(rows.first) for rows in (one, align()))
+            found.append({**times, **alignment_difference(*tables)})
+        return found
 
     def command(self, folder):
         """Seconds of the whole command, from its start to its files."""

@@ -46,6 +46,8 @@ def print_json(values):
 def _rounded(value):
     if isinstance(value, dict):
         return {key: _rounded(part) for key, part in value.items()}
+    if isinstance(value, list):
+        return [_rounded(part) for part in value]
     return round(value, 5) if isinstance(value, float) else value
 
 

@@ -5,6 +5,7 @@ import sys
 import pytest
 
 from xmipp_accel import __version__, cli
+from xmipp_accel.backend import inventory
 from xmipp_accel.errors import ParameterError
 from xmipp_accel.particle_alignment.parameters import AlignSignificantParameters
 from xmipp_accel.reconstruction.parameters import ReconstructFourierParameters
@@ -104,6 +105,12 @@ def test_doctor_tells_versions_devices_and_why_no_gpu():
     assert "would be used           cpu" in done.stdout
     assert "CUDA_VISIBLE_DEVICES" in done.stdout
     assert "GiB free" in done.stdout
+
+
+def test_doctor_tells_that_several_gpus_can_share(monkeypatch):
+    monkeypatch.setattr(inventory, "cuda_status", lambda: (2, ""))
+    monkeypatch.setattr(inventory, "_gpus", list)
+    assert "cuda:0,cuda:1" in dict(inventory.describe_machine())["more GPUs"]
 
 
 def test_tune_measures_and_shows_what_was_measured(capsys, tmp_path, monkeypatch):

@@ -1,8 +1,12 @@
 """The two stages, and batches on several devices."""
 
+import threading
+import types
+
 import numpy as np
 import pytest
 
+from tests.tuning.fake_gpu import FakeGpu
 from xmipp_accel.backend import CPU
 from xmipp_accel.errors import ProcessingError
 from xmipp_accel.particle_alignment import assignment, comparison, sweep
@@ -33,6 +37,31 @@ def test_several_devices_give_the_same_result(data, tmp_path, monkeypatch):
         result = executor.align(data["ctf"], data["volume"], tmp_path / str(count))
         files.append(open(result.particles_xmd).read())
     assert files[0] == files[1] and result.device == "cpu, cpu, cpu"
+
+
+def test_devices_prepare_the_references_at_once(data, tmp_path, monkeypatch):
+    begin, together = PolarAligner.__init__, threading.Barrier(2)
+
+    def wait(self, *arguments):
+        together.wait(timeout=10)
+        begin(self, *arguments)
+
+    monkeypatch.setattr(PolarAligner, "__init__", wait)
+    parameters = AlignSignificantParameters(angular_sampling=30)
+    result = AlignSignificantExecutor(parameters, CPU, CPU).align(data["plain"], data["volume"], tmp_path)
+    assert result.n_aligned == 12
+
+
+def test_each_device_gets_a_batch_before_any_gets_two():
+    workers = [types.SimpleNamespace(device=FakeGpu(index=index)) for index in range(2)]
+    started = threading.Barrier(2)
+
+    def visit(worker, rows):
+        started.wait(timeout=10)
+        return [worker.device.index]
+
+    count = 2 * sweep._BATCH["cuda"]
+    assert sorted(sweep.sweep(workers, count, visit, lambda _: None)) == [0, 1]
 
 
 def test_batches_that_do_not_fit_into_memory_are_halved(data, align, monkeypatch):

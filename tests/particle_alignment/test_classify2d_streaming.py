@@ -1,6 +1,7 @@
 """The 2D classification in instalments, after interruptions, against fixed references, and on several devices."""
 
 import json
+import threading
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from xmipp_accel.particle_alignment import classify2d_batch, classify2d_run, cla
 from xmipp_accel.particle_alignment.classify2d_executor import Classify2DExecutor
 from xmipp_accel.particle_alignment.classify2d_parameters import Classify2DParameters
 from xmipp_accel.particle_alignment.classify2d_state import load_state
+from xmipp_accel.particle_alignment.classify2d_workers import Workers
 from xmipp_accel.simulate.particles import simulate_particles
 
 COUNT = 120
@@ -231,6 +233,32 @@ def test_several_devices_give_what_one_gives(data, tmp_path, monkeypatch, choice
     np.testing.assert_array_equal(found.class_id, rows.class_id)
     np.testing.assert_array_equal(found.extra["score"], rows.extra["score"])
     np.testing.assert_array_equal(read_stack(two.averages), read_stack(one.averages))
+
+
+@pytest.mark.parametrize("devices", [2, 4])
+def test_a_batch_keeps_all_devices_busy_alike(data, monkeypatch, devices):
+    monkeypatch.setattr(classify2d_source, "_BLOCK", 40)
+    monkeypatch.setattr(classify2d_source, "_LEAST_BLOCK", 5)
+    with Workers([CPU] * devices) as workers:
+        source = classify2d_source.ParticleSource(data[0], Classify2DParameters(**QUICK), workers)
+        batch, rows = source.batch(np.arange(100))
+        particles = np.zeros(devices, int)
+        for number, count in enumerate(batch.map(lambda _worker, _prepared, block, _rows: len(block))):
+            particles[number % devices] += count
+    assert particles.max() == 100 // devices and len(rows) == 100
+
+
+def test_each_device_has_a_reader_beside_those_ahead():
+    """All blocks that may be read at once are: with fewer readers more devices would wait for them."""
+    together = threading.Barrier(6)
+
+    def read(block):
+        together.wait(timeout=10)
+        return block
+
+    with Workers([CPU] * 4) as workers:
+        found = list(workers.stream(read, lambda _worker, number, block: (number, block), list("abcdef")))
+    assert found == list(enumerate("abcdef"))
 
 
 def test_smaller_pieces_when_memory_runs_out(data, done, tmp_path, monkeypatch, caplog):

@@ -1,10 +1,13 @@
+import time
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 
 from tests.particle_alignment.test_polar import blobs, draw
 from xmipp_accel.backend import to_host
 from xmipp_accel.kernels.reference.polar_search import polar_search as oracle
-from xmipp_accel.particle_alignment import polar
+from xmipp_accel.particle_alignment import polar, search
 from xmipp_accel.particle_alignment.polish import _derivatives, refine_poses
 from xmipp_accel.particle_alignment.search import PolarSearch, normalize_references, shift_grid
 
@@ -132,3 +135,39 @@ def test_shift_grid():
     distances = np.hypot(*(points[:, None] - points[None]).T) + 10 * np.eye(len(points))
     np.testing.assert_allclose(distances.min(0), 1.5)
     assert 30 <= len(points) <= 38
+
+
+class Launches:
+    """A kernel whose limit of shared memory is set without Python's lock, as the driver does it."""
+
+    def __init__(self):
+        self.limit, self.refused = 0, 0
+
+    @property
+    def max_dynamic_shared_size_bytes(self):
+        return self.limit
+
+    @max_dynamic_shared_size_bytes.setter
+    def max_dynamic_shared_size_bytes(self, size):
+        self.limit = size
+        time.sleep(0.01)
+
+    def __call__(self, blocks, threads, arguments, shared_mem):
+        self.refused += shared_mem > self.limit
+
+
+def test_stages_that_run_at_once_leave_each_other_shared_memory(monkeypatch):
+    """Two batches of one GPU, one in the first stage and one in the second, use one kernel with 8 and 30 rings."""
+    kernel = Launches()
+    monkeypatch.setattr(search, "cuda_kernel", lambda *_: kernel)
+    nothing = np.zeros((2, 2), np.float32)
+
+    def launch(rings):
+        grid = polar.polar_grid(64, rings, 25)
+        stage = PolarSearch(grid, np.ones((2, rings, grid.n_harmonics), np.complex64), polar.ring_weights(grid))
+        for _ in range(5):
+            stage._on_device(np.zeros((2, 4, rings, 12)), 12, nothing, nothing, nothing, nothing)
+
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(launch, (8, 30)))
+    assert kernel.refused == 0

@@ -14,12 +14,13 @@ from xmipp_accel.backend.arrays import (
     trim_heap,
 )
 from xmipp_accel.backend.devices import CPU, Device, resolve_device, resolve_devices
-from xmipp_accel.backend.kernels import cuda_kernel, kernel_digest
+from xmipp_accel.backend.kernels import allow_shared_memory, cuda_kernel, kernel_digest
 from xmipp_accel.backend.threads import kernel_turn, on_all_cores, one_blas_thread
 
 __all__ = [
     "CPU",
     "Device",
+    "allow_shared_memory",
     "array_module",
     "chunks",
     "cuda_kernel",

@@ -42,7 +42,7 @@ def describe_machine() -> list[tuple[str, str]]:
     if count == 0:
         rows.append(("why no GPU", reason))
     elif count > 1:
-        rows.append(("why one GPU", "one executor uses one device: choose it with --device cuda:N"))
+        rows.append(("more GPUs", "--device cuda:N takes another one, cuda:0,cuda:1 shares particles between two"))
     return rows
 
 

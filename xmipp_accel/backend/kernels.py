@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import threading
 from pathlib import Path
 
 CUDA_FOLDER = Path(__file__).resolve().parent.parent / "kernels" / "cuda"
+
+_limits = threading.Lock()
 
 
 def kernel_digest(subject: str) -> str:
@@ -42,3 +45,13 @@ def _compile(subject, expression, device_index):  # CuPy loads a module into one
     source = f'#line 1 "{path.name}"\n' + path.read_text()
     module = cupy.RawModule(code=source, options=("-std=c++17",), name_expressions=[expression])
     return module.get_function(expression)
+
+
+def allow_shared_memory(kernel, size):
+    """Let `kernel` be launched with `size` bytes of dynamic shared memory.
+
+    The limit is the kernel's on its device and never lowered: another thread may be about to launch with more.
+    """
+    with _limits:
+        if kernel.max_dynamic_shared_size_bytes < size:
+            kernel.max_dynamic_shared_size_bytes = size

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import numpy as np
 
@@ -23,6 +24,7 @@ _LEAST_RINGS = 4
 _NOISE_SAMPLE = 1000
 _BLOCK = 4096  # particles, enough to fill a GPU; the sums of a run depend on it, so it is one for every device
 _BLOCK_BYTES = 256 << 20  # of its images, of which several blocks are read ahead
+_SHARED_BY, _LEAST_BLOCK = 4, 1024  # devices that a batch is to keep busy alike, with at least so many particles
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,8 +116,16 @@ class ParticleSource:
 
     def blocks(self, rows) -> list[np.ndarray]:
         """Parts of `rows` that one device works on at a time."""
-        size = max(1, min(_BLOCK, _BLOCK_BYTES // (4 * self.box**2)))
-        return [rows[first : first + size] for first in range(0, len(rows), size)]
+        return _parts(rows, self._block())
+
+    def _block(self):
+        return max(1, min(_BLOCK, _BLOCK_BYTES // (4 * self.box**2)))
+
+    def _even_blocks(self, rows):
+        """Blocks of a batch: a last one that is smaller would leave devices idle in every iteration."""
+        most = self._block()
+        number = _SHARED_BY * math.ceil(len(rows) / (_SHARED_BY * most))
+        return _parts(rows, min(most, max(_LEAST_BLOCK, math.ceil(len(rows) / number))))
 
     def read(self, rows) -> Images:
         """Images of some rows, those that can be used."""
@@ -134,7 +144,8 @@ class ParticleSource:
         def prepare(worker, _number, images):
             return (self.prepare(worker, images) if len(images.rows) else None), images.rows
 
-        for block, good in self.workers.stream(self.read, prepare, self.blocks(rows)):
+        parts = self._even_blocks(rows)
+        for block, good in self.workers.stream(self.read, prepare, parts, ahead=_SHARED_BY - 1):
             blocks.append(block)
             found.append(good)
         if not any(map(len, found)):
@@ -167,3 +178,7 @@ class ParticleSource:
         mask = worker.device.asarray(self.mask)
         pixels = worker.device.asarray(pixels)
         return prepare_particles(pixels, mask, self.grid, self.noise, optics, self.sampling_rate)
+
+
+def _parts(rows, size):
+    return [rows[first : first + size] for first in range(0, len(rows), size)]

@@ -18,7 +18,6 @@ logger = logging.getLogger(__name__)
 
 _BUDGET = {"cpu": 48 << 20, "cuda": 512 << 20}  # a cache's worth; enough to fill a GPU
 _LEAST_BUDGET = 2 << 20
-_READERS = 3
 _AHEAD = 2
 
 
@@ -104,7 +103,7 @@ class Workers:
         futures = [self.of(number).submit(apply, number, block) for number, block in present]
         return [future.result() for future in futures]
 
-    def stream(self, read, compute, blocks, first=0):
+    def stream(self, read, compute, blocks, first=0, ahead=_AHEAD):
         """Yield ``compute(worker, number, read(block))`` of each block, in order.
 
         Other threads read ahead by a few blocks, so that memory holds no more than these.
@@ -115,13 +114,16 @@ class Workers:
         blocks : sequence
         first : int
             Number of the block to begin with.
+        ahead : int
+            Blocks that are read beyond one for each device.
         """
         pending: collections.deque = collections.deque()
-        with ThreadPoolExecutor(_READERS, "read") as readers:
+        most = ahead + len(self.workers)
+        with ThreadPoolExecutor(most, "read") as readers:
             for number in range(first, len(blocks)):
                 content = readers.submit(read, blocks[number])
                 pending.append(self.of(number).submit(_compute, compute, number, content))
-                if len(pending) >= _AHEAD + len(self.workers):
+                if len(pending) >= most:
                     yield pending.popleft().result()
             while pending:
                 yield pending.popleft().result()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Callable
 
@@ -140,11 +141,7 @@ class AlignSignificantExecutor:
             references = open_references(references, **chosen.gallery())
         folder = Path(output_folder).resolve()
         folder.mkdir(parents=True, exist_ok=True)
-        make = PolarAligner if chosen.algorithm == "polar" else OriginalAligner
-        aligners = []
-        for device in self.devices:
-            with device.activate():
-                aligners.append(make(references, particles, chosen, device))
+        aligners = make_aligners(references, particles, chosen, self.devices)
         rows = assign(aligners, particles, references, chosen, progress, candidate_mask)
         write_particles(folder / "aligned.xmd", rows.particles)
         write_particles(folder / "aligned.star", rows.particles)
@@ -176,3 +173,15 @@ class AlignSignificantExecutor:
             parameters=self.parameters.to_dict(),
             seconds=time.perf_counter() - start,
         )
+
+
+def make_aligners(references, particles, parameters, devices) -> list[PolarAligner | OriginalAligner]:
+    """One aligner for each device, all at the same time, as each has the references transformed on its own."""
+    kind = PolarAligner if parameters.algorithm == "polar" else OriginalAligner
+
+    def make(device):
+        with device.activate():
+            return kind(references, particles, parameters, device)
+
+    with ThreadPoolExecutor(len(devices)) as pool:
+        return list(pool.map(make, devices))

@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from xmipp_accel.backend import array_module, cuda_kernel, from_host, kernel_turn
+from xmipp_accel.backend import allow_shared_memory, array_module, cuda_kernel, from_host, kernel_turn
 from xmipp_accel.kernels.cpu import polar_search as cpu_kernel
 from xmipp_accel.particle_alignment import polar
 
@@ -163,7 +163,7 @@ class PolarSearch:
     def _on_device(self, particles, n_shifts, candidates, score, psi, shift_index):
         kernel = cuda_kernel("polar_search", "polar_search")
         shared = 8 * _TILE_HARMONICS * self._rings * (_TILE_REFERENCES + 2 + _TILE_SHIFTS) + _SHARED_BESIDES
-        kernel.max_dynamic_shared_size_bytes = shared
+        allow_shared_memory(kernel, shared)
         sizes = candidates.shape[1], self._rings, self._harmonics, n_shifts, particles.shape[3], len(self._trig)
         kernel(
             (math.ceil(candidates.shape[1] / _TILE_REFERENCES), len(particles)),

@@ -29,7 +29,8 @@ def sweep(workers, count, visit, report):
     size = _BATCH[workers[0].device.kind]
     batches = [slice(start, min(start + size, count)) for start in range(0, count, size)]
     free: queue.SimpleQueue = queue.SimpleQueue()
-    lanes = [worker for worker in workers for _ in range(_AT_ONCE[worker.device.kind])]
+    # In turn, so that of a few batches each device gets one before any gets two.
+    lanes = [worker for turn in range(max(_AT_ONCE.values())) for worker in workers if turn < _at_once(worker)]
     for worker in lanes:
         free.put(worker)
 
@@ -48,6 +49,10 @@ def sweep(workers, count, visit, report):
                 yield from results
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _at_once(worker):
+    return _AT_ONCE[worker.device.kind]
 
 
 def _visit(worker, rows, visit):
