@@ -9,7 +9,6 @@ from xmipp_accel.kernels.reference.insert import SHIFT, WEIGHT
 from xmipp_accel.numerics.rotations import random_matrices
 from xmipp_accel.reconstruction.accumulator import FourierAccumulator
 from xmipp_accel.reconstruction.parameters import ReconstructFourierParameters
-from xmipp_accel.reconstruction.placement import joined
 from xmipp_accel.reconstruction.views import Views
 
 COUNT, BOX = 60, 16
@@ -55,13 +54,6 @@ def test_images_of_like_direction_follow_each_other():
         near, far = (np.abs((d[1:] * d[:-1]).sum(axis=1)) for d in (ordered, random))
         # Cells of a tenth are at most sqrt(3) / 10 across; few images begin a new one elsewhere.
         assert np.mean(near > np.cos(0.18)) > 0.6 > 0.1 > np.mean(far > np.cos(0.18))
-
-
-def test_pieces_together_are_the_whole(views):
-    placement = _accumulator().place(views)
-    pieces = joined([placement.take(slice(0, 7)), placement.take(np.arange(7, COUNT))])
-    for name in ("factors", "axes", "curvature", "parts", "directions", "signs"):
-        np.testing.assert_array_equal(getattr(pieces, name), getattr(placement, name))
 
 
 def test_images_that_are_left_out_neither_count_nor_weigh(views):

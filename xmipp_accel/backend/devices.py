@@ -22,6 +22,7 @@ logger = logging.getLogger(__name__)
 _thread = threading.local()
 
 UPLOAD_BYTES = 8 << 20
+PEER_ACCESS_ALREADY_ENABLED = 704  # CUDA's error
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,6 +65,7 @@ class Device:
             return np.asarray(to_host(array), dtype=dtype)
         with self.activate():
             if isinstance(array, self.xp.ndarray) and array.device.id != self.index:
+                _enable_peer_access(self.index, array.device.id)
                 near = self.xp.empty(array.shape, array.dtype)
                 self.xp.copyto(near, array)  # from GPU to GPU, where an operation on both would need peer access
                 array = near
@@ -196,6 +198,22 @@ def _copy_stream(index):
 
     with cupy.cuda.Device(index):
         return cupy.cuda.Stream(non_blocking=True)
+
+
+@functools.cache
+def _enable_peer_access(index, other):
+    """Let copies from another GPU go straight to this one, where they can; else they go through the host."""
+    import cupy
+
+    runtime = cupy.cuda.runtime
+    if not runtime.deviceCanAccessPeer(index, other):
+        return
+    with cupy.cuda.Device(index):
+        try:
+            runtime.deviceEnablePeerAccess(other)
+        except runtime.CUDARuntimeError as error:
+            if error.status != PEER_ACCESS_ALREADY_ENABLED:
+                raise
 
 
 @functools.cache

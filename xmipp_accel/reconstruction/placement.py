@@ -68,12 +68,6 @@ class Placement:
         return order, np.searchsorted(self.parts[order], range(parts + 1)).tolist()
 
 
-def joined(placements) -> Placement:
-    """Several one after the other."""
-    columns = zip(*([getattr(each, f.name) for f in dataclasses.fields(Placement)] for each in placements))
-    return Placement(*map(np.concatenate, columns))
-
-
 def place(plan, views, volume, parameters) -> Placement:
     """Place the images of an optics group.
 

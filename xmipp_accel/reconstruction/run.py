@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
+import functools
 import itertools
 import logging
 import threading
@@ -19,7 +21,6 @@ from xmipp_accel.io.particles import Particles
 from xmipp_accel.reconstruction.accumulator import FourierAccumulator
 from xmipp_accel.reconstruction.noise import noise_power
 from xmipp_accel.reconstruction.parameters import ReconstructFourierParameters
-from xmipp_accel.reconstruction.placement import joined
 from xmipp_accel.reconstruction.selection import Selection
 from xmipp_accel.reconstruction.source import BatchSource, Dealer
 
@@ -28,6 +29,7 @@ logger = logging.getLogger(__name__)
 SUMS_SHARE = 0.6  # of the memory, for the sums of a pass that does not hold the whole volume
 # A batch's arrays and the compiled kernels want room besides sums and finishing.
 SLACK = 1 << 28
+STRETCH = 16  # batches that are placed at once
 
 
 def plan_bands(planes: int, plane_bytes: int, finish_bytes: int, memory: float) -> list[tuple[int, int]]:
@@ -179,15 +181,18 @@ class Insertion:
         return first
 
     def _insert_all(self, accumulators, total):
-        dealers = self._deal(self.selection.batches(accumulators[0].batch_size))
-        with ThreadPoolExecutor(1 + len(accumulators)) as pool:
-            placing = pool.submit(self._place, accumulators[0])
+        size_of = functools.partial(accumulators[0].batch_size, images=len(self.selection.rows))
+        dealers = self._deal(self.selection.batches(size_of))
+        with ThreadPoolExecutor(len(accumulators)) as pool, ThreadPoolExecutor(1) as placing:
+            place = self._places(accumulators[0], size_of, placing)
             jobs = [
-                pool.submit(self._feed_unless_failed, accumulator, batches, placing, total)
-                for accumulator, batches in zip(accumulators, dealers)
+                pool.submit(self._feed_unless_failed, *pair, place, total) for pair in zip(accumulators, dealers)
             ]
-            for job in jobs:
-                job.result()
+            try:
+                for job in jobs:
+                    job.result()
+            finally:
+                placing.shutdown(cancel_futures=True)
 
     def _plan(self, accumulator):
         """Fix how the images of each optics group become slices."""
@@ -195,10 +200,21 @@ class Insertion:
             group = self.selection.group(part)
             accumulator.plan(group, self.selection.views.take(part).optics, self.noise.get(group))
 
-    def _place(self, accumulator):
-        """Where all the selection's images go."""
-        views, ranges = self.selection.views, self.selection.ranges()
-        return joined([accumulator.place(views.take(part), self.selection.group(part)) for part in ranges])
+    def _places(self, accumulator, size_of, pool):
+        """Function that tells where the images of a batch go, found for many batches at once by another thread."""
+        views, group = self.selection.views, self.selection.group
+        stretches = self.selection.batches(lambda box: STRETCH * size_of(box))
+        jobs = [
+            pool.submit(lambda part: accumulator.place(views.take(part), group(part)), part) for part in stretches
+        ]
+        starts = [part.start for part in stretches]
+
+        def place(batch):
+            number = bisect.bisect_right(starts, batch.start) - 1
+            first = starts[number]
+            return jobs[number].result().take(slice(batch.start - first, batch.stop - first))
+
+        return place
 
     def _deal(self, batches):
         number = len(self.devices)
@@ -207,21 +223,21 @@ class Insertion:
         dealer = Dealer(batches)
         return [dealer] * number
 
-    def _feed_unless_failed(self, accumulator, batches, placing, total):
+    def _feed_unless_failed(self, accumulator, batches, place, total):
         """Stop at the next batch once another device has failed: its error is all that comes of the run."""
         try:
             batches = itertools.takewhile(lambda _: not self._failed.is_set(), batches)
-            self._feed(accumulator, batches, placing, total)
+            self._feed(accumulator, batches, place, total)
         except BaseException:
             self._failed.set()
             raise
 
-    def _feed(self, accumulator, batches, placing, total):
+    def _feed(self, accumulator, batches, place, total):
         selection, source = self.selection, BatchSource(self.particles, accumulator.device, self.inspect)
         wanted = ((batch, selection.rows[batch], selection.group(batch).box) for batch in batches)
         begun = time.perf_counter()
         for batch, images, usable in source.stream(wanted):
-            placement = placing.result().take(batch)
+            placement = place(batch)
             arrived = time.perf_counter()
             if not usable.all():
                 placement = placement.without(~usable)

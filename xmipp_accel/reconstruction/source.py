@@ -16,8 +16,8 @@ MOST_READERS = 16
 TASK_BYTES = (
     16 << 20
 )  # of images: each task waits twice for Python's lock, long ones leave readers idle at the end
-SCREEN_THREADS = 256
-AHEAD = {"cpu": 1, "cuda": 2}  # batches that are read or uploaded while one is inserted
+SCREEN_THREADS = 1024
+AHEAD = {"cpu": 1, "cuda": 3}  # batches that are read or uploaded while one is inserted
 
 
 class BatchSource:

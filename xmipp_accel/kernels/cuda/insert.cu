@@ -101,6 +101,7 @@ __device__ float3 gather_around(const Plane& plane, const Spread<KERNEL>& spread
   const int y0 = max((int)ceilf(v - high), -(rows / 2)), y1 = min((int)floorf(v + high), rows - 1 - rows / 2);
   for (int y = y0; y <= y1; y++) {
     const float4* row = records + (y + rows / 2) * columns;
+#pragma unroll 1  // which needs fewer registers: a fifth faster
     for (int x = x0; x <= x1; x++) {
       const float3 p = plane.place<CURVED>((float)x, (float)y);
       const float part = spread(p.x - q.x, p.y - q.y, p.z - q.z);
