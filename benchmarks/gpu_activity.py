@@ -55,25 +55,37 @@ def utilization(call, seconds, device):
     return statistics.mean(samples) / 100 if samples else None
 
 
-def joules(call, device):
-    """Energy that the whole GPU takes during `call`, from its own counter (NVML); None without a GPU."""
-    if device.kind == "cpu":
+def joules(call, *devices):
+    """Energy that whole GPUs take during `call`, from their own counters (NVML); None without a GPU."""
+    if devices[0].kind == "cpu":
         call()
         return None
-    nvml, handle = ctypes.CDLL("libnvidia-ml.so.1"), ctypes.c_void_p()
-    before, after = ctypes.c_ulonglong(), ctypes.c_ulonglong()
-    identity = device.xp.cuda.runtime.deviceGetPCIBusId(device.index).encode()
-    for status in (
-        nvml.nvmlInit_v2(),
-        nvml.nvmlDeviceGetHandleByPciBusId_v2(identity, ctypes.byref(handle)),
-        nvml.nvmlDeviceGetTotalEnergyConsumption(handle, ctypes.byref(before)),
-    ):
-        if status:
-            raise OSError(f"NVML: expected status 0, found {status}")
+    nvml = ctypes.CDLL("libnvidia-ml.so.1")
+    _check_nvml(nvml.nvmlInit_v2())
+    handles = []
+    for device in devices:
+        handles.append(ctypes.c_void_p())
+        identity = device.xp.cuda.runtime.deviceGetPCIBusId(device.index).encode()
+        _check_nvml(nvml.nvmlDeviceGetHandleByPciBusId_v2(identity, ctypes.byref(handles[-1])))
+    before = _millijoules(nvml, handles)
     call()
-    device.xp.cuda.Device(device.index).synchronize()
-    nvml.nvmlDeviceGetTotalEnergyConsumption(handle, ctypes.byref(after))
-    return (after.value - before.value) / 1e3
+    for device in devices:
+        device.xp.cuda.Device(device.index).synchronize()
+    return (_millijoules(nvml, handles) - before) / 1e3
+
+
+def _millijoules(nvml, handles):
+    total = 0
+    for handle in handles:
+        value = ctypes.c_ulonglong()
+        _check_nvml(nvml.nvmlDeviceGetTotalEnergyConsumption(handle, ctypes.byref(value)))
+        total += value.value
+    return total
+
+
+def _check_nvml(status):
+    if status:
+        raise OSError(f"NVML: expected status 0, found {status}")
 
 
 def traced_activity(call):
