@@ -9,8 +9,8 @@ import numpy as np
 from xmipp_accel.backend import array_module, to_host
 from xmipp_accel.particle_alignment.classify2d_model import Typical
 from xmipp_accel.particle_alignment.classify2d_poses import Poses, Shares, join_poses
-from xmipp_accel.particle_alignment.classify2d_search import PoseSearch, search_grid, shift_samples
-from xmipp_accel.particle_alignment.polar import angular_coefficients
+from xmipp_accel.particle_alignment.classify2d_search import PoseSearch, search_grid
+from xmipp_accel.particle_alignment.polar import angular_coefficients, shift_samples
 
 CANDIDATES = 3  # classes of a particle that are kept
 _LEFT_OUT = 1.0

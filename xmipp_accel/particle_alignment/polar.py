@@ -273,6 +273,11 @@ def shift_phases(grid, shifts, xp=np):
     return phases
 
 
+def shift_samples(samples, shifts, grid):
+    """Ring samples (p, K, Phi / 2) of images shifted by `shifts` (p, 2), (y, x) px."""
+    return samples * shift_phases(grid, shifts, array_module(samples))
+
+
 def rotate_coefficients(coefficients, psi):
     """Harmonics (..., K, Q) of references seen at in-plane angles `psi` (...), degrees; -psi turns back."""
     xp = array_module(coefficients)
