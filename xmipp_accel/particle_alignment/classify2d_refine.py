@@ -1,4 +1,4 @@
-"""Refinement of poses relative to class averages, from the grid of the search to a fraction of its step."""
+"""Particles in the frames of averages, and poses refined from the grid of the search to a fraction of its step."""
 
 from __future__ import annotations
 
@@ -19,6 +19,37 @@ from xmipp_accel.particle_alignment.polar import (
 _DIVISOR = 3.0  # of the steps from one round to the next
 _SIDE, _TURNS = 5, 13  # moves of one round: shifts along each axis, and turns
 _EMPTY = 1e-4  # of a harmonic's largest amplitude
+
+
+def aligned_harmonics(samples, rows, theta, shift, mirrored, grid, budget=1 << 30):
+    """Harmonics (p, K, Q) complex64 of shifted, turned and then mirrored particles.
+
+    Parameters
+    ----------
+    samples : (m, K, P) complex64 array
+    rows, theta, shift, mirrored : (p,), (p,), (p, 2) and (p,) arrays
+        Particle and pose.
+    grid : PolarGrid
+        Of the samples; its harmonics are those that are wanted.
+    budget : int
+        Bytes that one intermediate array may take.
+    """
+    xp = array_module(samples)
+    result = xp.empty((len(rows), samples.shape[1], grid.n_harmonics), dtype=np.complex64)
+    if xp is np:
+        waves, _, analysis, _ = _tables(grid)
+        samples, theta, shift = np.ascontiguousarray(samples), theta.astype(np.float32), shift.astype(np.float32)
+        with kernel_turn:
+            cpu_kernel.align_pairs(samples, rows, mirrored, theta, shift, waves, analysis, result)
+        return result
+    q = xp.arange(grid.n_harmonics, dtype=np.float32)
+    block = max(1, budget // (32 * samples[0].size))
+    for first in range(0, len(rows), block):
+        part = slice(first, first + block)
+        moved = angular_coefficients(shift_samples(samples[rows[part]], shift[part], grid), grid)
+        moved = moved * xp.exp(1j * theta[part, None] * q)[:, None]
+        result[part] = xp.where(mirrored[part, None, None], moved.conj(), moved)
+    return result
 
 
 def refine_pairs(particles, rows, templates, labels, mirrored, theta, shift, space, rounds, budget=1 << 30):

@@ -6,8 +6,11 @@ import numpy as np
 
 from xmipp_accel.backend import array_module, kernel_turn
 from xmipp_accel.kernels.cpu import class_search as cpu_kernel
-from xmipp_accel.particle_alignment.polar import angular_coefficients, samples_from_coefficients, shift_phases
+from xmipp_accel.particle_alignment.classify2d_refine import aligned_harmonics
+from xmipp_accel.particle_alignment.polar import samples_from_coefficients
 from xmipp_accel.particle_alignment.search import first_rings, in_rows, turn_table
+
+_TEMPLATE_BYTES = 64 << 20  # for arrays between averages and their shifted harmonics
 
 
 def make_scan(templates, space):
@@ -107,18 +110,16 @@ class _ArrayScan:
 
 def shifted_templates(model, space, mirrors):
     """Templates shifted back, times the harmonics' weights, (1 or 2, S, C, K, Q) complex64."""
-    xp, grid = array_module(model.averages), model.grid
+    xp, grid, count = array_module(model.averages), model.grid, len(model)
     samples = samples_from_coefficients(model.averages * model.weights[:, :, None], grid)[:, : space.n_rings]
-    shape = 1 + bool(mirrors), len(space.shifts), len(model), space.n_rings, space.n_harmonics
-    shifted = xp.empty(shape, dtype=np.complex64)
-    weights = xp.asarray(grid.harmonic_weights[: space.n_harmonics].astype(np.float32))
-    for number, shift in enumerate(space.shifts):  # one at a time, as the samples need several times the memory
-        phases = shift_phases(grid, -shift, xp)[: space.n_rings]
-        shifted[0, number] = angular_coefficients(samples * phases, grid)[..., : space.n_harmonics] * weights
-    if mirrors:
-        # The shift is applied after mirroring, so a mirrored template is the conjugate of a shifted one.
-        shifted[1] = shifted[0].conj()
-    return shifted
+    rows = xp.tile(xp.arange(count), len(space.shifts))
+    shift = xp.asarray(np.repeat(-space.shifts, count, axis=0).astype(np.float32))
+    zero = xp.zeros(len(rows), dtype=np.float32)
+    shifted = aligned_harmonics(samples, rows, zero, shift, zero > 0, space.inner(grid), _TEMPLATE_BYTES)
+    shifted *= xp.asarray(grid.harmonic_weights[: space.n_harmonics].astype(np.float32))
+    # The shift is applied after mirroring, so a mirrored template is the conjugate of a shifted one.
+    sets = [shifted, shifted.conj()] if mirrors else [shifted]
+    return xp.stack(sets).reshape((len(sets), -1, count) + shifted.shape[1:])
 
 
 def _turn_matrices(space, xp):

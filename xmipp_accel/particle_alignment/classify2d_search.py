@@ -14,9 +14,9 @@ import numpy as np
 
 from xmipp_accel.backend import array_module
 from xmipp_accel.particle_alignment.classify2d_poses import Poses, concatenate_poses
-from xmipp_accel.particle_alignment.classify2d_refine import refine_pairs
+from xmipp_accel.particle_alignment.classify2d_refine import aligned_harmonics, refine_pairs
 from xmipp_accel.particle_alignment.classify2d_scan import make_scan, shifted_templates
-from xmipp_accel.particle_alignment.polar import PolarGrid, angular_coefficients, shift_samples
+from xmipp_accel.particle_alignment.polar import PolarGrid
 
 _SHIFTS_PER_PERIOD = 3.0  # of the outermost ring of the search; two lose a tenth of the particles at SNR 0.3
 
@@ -45,6 +45,10 @@ class SearchGrid:
     shifts: np.ndarray
     step: float
     max_shift: float
+
+    def inner(self, grid) -> PolarGrid:
+        """The part of a grid that takes part."""
+        return dataclasses.replace(grid, n_rings=self.n_rings, n_harmonics=self.n_harmonics)
 
 
 def search_grid(grid: PolarGrid, n_rings: int, max_shift: float, near=False) -> SearchGrid:
@@ -99,8 +103,22 @@ class PoseSearch:
             Bytes that one intermediate array may take.
         """
         poses = self.coarse(particles, count, membership, previous.shift[:, 0] if near else None, budget)
-        poses = poses if previous is None else poses.joined(previous)
+        if previous is not None:
+            poses = self._without_repeats(poses, previous).joined(previous)
         return self.refine(particles, poses, membership, rounds, budget)
+
+    def _without_repeats(self, poses, previous):
+        """The poses without the scores of those that the first of the previous ones is nearly the same as.
+
+        Both lie on the flank of one peak, which refinement would climb twice.
+        """
+        xp, space = array_module(poses.score), self.space
+        first = previous.best()
+        turn = xp.abs(xp.remainder(poses.theta - first.theta + np.float32(math.pi), 2 * math.pi) - math.pi)
+        away = xp.sqrt(((poses.shift - first.shift) ** 2).sum(axis=2))
+        again = (poses.label == first.label) & (poses.mirrored == first.mirrored)
+        again &= (turn < 2 * math.pi / space.n_turns) & (away < space.step)
+        return dataclasses.replace(poses, score=xp.where(again, np.float32(-np.inf), poses.score))
 
     def coarse(self, particles, count, membership=None, centre=None, budget=1 << 30) -> Poses:
         """Best pose for each of the `count` best classes of every particle, to the precision of the grid.
@@ -113,12 +131,8 @@ class PoseSearch:
         parts = []
         for first in range(0, len(particles), block):
             part = slice(first, first + block)
-            rings = particles.coefficients[part, : space.n_rings]
-            if centre is not None:
-                inner = dataclasses.replace(particles.grid, n_rings=space.n_rings)
-                moved = shift_samples(particles.samples[part, : space.n_rings], centre[part], inner)
-                rings = angular_coefficients(moved, inner)
-            found = self._scan.best(rings[:, :, : space.n_harmonics], offsets[part], min(count, len(self.model)))
+            rings = self._rings(particles, part, None if centre is None else centre[part])
+            found = self._scan.best(rings, offsets[part], min(count, len(self.model)))
             label, mirrored, place, turn, score = found
             theta = (turn * (2 * math.pi / space.n_turns)).astype(np.float32)
             shift = _to_particle_frame(xp.asarray(space.shifts)[place], theta, mirrored)
@@ -126,18 +140,29 @@ class PoseSearch:
             parts.append(Poses(label, mirrored, theta, shift.astype(np.float32), score.astype(np.float32)))
         return concatenate_poses(parts, 0)
 
+    def _rings(self, particles, part, centre):
+        """Harmonics of the rings that are searched, of particles moved by `centre`, if it is given."""
+        space = self.space
+        if centre is None:
+            return particles.coefficients[part, : space.n_rings, : space.n_harmonics]
+        xp, inner = array_module(centre), space.inner(particles.grid)
+        samples, zero = particles.samples[part, : space.n_rings], xp.zeros(len(centre), np.float32)
+        return aligned_harmonics(samples, xp.arange(len(centre)), zero, centre, zero > 0, inner)
+
     def refine(self, particles, poses: Poses, membership=None, rounds=2, budget=1 << 30) -> Poses:
-        """Poses to a fraction of the grid's step, with scores of all rings, best first, after some rounds."""
-        xp, shape, model = array_module(particles.samples), poses.label.shape, self.model
+        """Poses to a fraction of the grid's step, with scores of all rings, best first, after some rounds.
+
+        Those without a finite score stay as they are.
+        """
+        xp, model = array_module(particles.samples), self.model
         templates = model.averages * model.weights[:, :, None]
-        label, mirrored, theta = (array.reshape(-1) for array in (poses.label, poses.mirrored, poses.theta))
-        shift, rows = poses.shift.reshape(-1, 2), xp.arange(label.size) // shape[1]
-        theta, shift, score = refine_pairs(
-            particles, rows, templates, label, mirrored, theta, shift, self.space, rounds, budget
-        )
-        offsets = xp.take_along_axis(model.offsets(particles, membership), poses.label, 1)
-        score = (score.reshape(shape) + offsets).astype(np.float32)
-        theta, shift = theta.reshape(shape), shift.reshape(shape + (2,))
+        theta, shift, score = poses.theta.copy(), poses.shift.copy(), poses.score.copy()
+        at = xp.nonzero(xp.isfinite(score))
+        theta[at], shift[at], score[at] = refine_pairs(
+            particles, at[0], templates, poses.label[at], poses.mirrored[at], theta[at], shift[at], self.space,
+            rounds, budget,
+        )  # fmt: skip
+        score += xp.take_along_axis(model.offsets(particles, membership), poses.label, 1)
         return Poses(poses.label, poses.mirrored, theta, shift, score).ranked()
 
 

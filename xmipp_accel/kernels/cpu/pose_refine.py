@@ -1,4 +1,4 @@
-"""Refinement of particles' poses relative to class averages on the CPU, one pair after the other on each core.
+"""Particles in given poses, and the refinement of these, on the CPU, one pair after the other on each core.
 
 Whatever belongs to a pair stays in the cache from its samples to its score. Angles or harmonics lie along the
 vector lanes; those of even and of odd order, cosine and sine parts are summed apart, as a real image's samples on
@@ -204,3 +204,35 @@ def refine_pairs(
                 at, score[pair] = _peak(line, line.argmax(), 1, 13)
                 theta[pair] += (at - 6) * turn_step
                 step, turn_step = step / divisor, turn_step / divisor
+
+
+@numba.njit(parallel=True, cache=True, fastmath=True)
+def align_pairs(samples, rows, mirrored, theta, shift, waves, analysis, aligned):
+    """Harmonics of shifted, turned and then mirrored particles; arguments are those of :func:`refine_pairs`.
+
+    Parameters
+    ----------
+    samples : (m, K, P) complex64 array
+    rows, mirrored, theta, shift : (p,), (p,), (p,) and (p, 2) arrays
+    waves, analysis : float32 arrays
+    aligned : (p, K, Q) complex64 array
+        Receives them.
+    """
+    n_rings, n_harmonics = aligned.shape[1:]
+    half, width = 8 * ((n_harmonics + 15) // 16), 16 * ((samples.shape[2] + 15) // 16)
+    lanes = lanes_of(2 * half)
+    for job in numba.prange((len(rows) + _PAIRS - 1) // _PAIRS):
+        base, phase = np.zeros((2, width), np.float32), np.zeros((2, width), np.float32)
+        moved, turn = np.zeros((2, n_rings, width), np.float32), np.empty((2, half), np.complex64)
+        values = np.empty(2 * half, np.float32)
+        for pair in range(job * _PAIRS, min((job + 1) * _PAIRS, len(rows))):
+            _move(samples[rows[pair]], waves, shift[pair, 0], shift[pair, 1], base, phase, moved)
+            _powers(float(theta[pair]), turn)
+            sign = np.float32(-1 if mirrored[pair] else 1)
+            for parity in range(2):
+                for k in range(n_rings):
+                    _multiply(moved[parity, k], width, analysis[parity], width, lanes, 2 * half, values)
+                    result, turns = aligned[pair, k], turn[parity]
+                    for i in range((n_harmonics - parity + 1) // 2):
+                        x, y, c, s = values[2 * i], values[2 * i + 1], turns[i].real, turns[i].imag
+                        result[2 * i + parity] = complex(x * c - y * s, sign * (x * s + y * c))
