@@ -1,16 +1,27 @@
 """The search among class averages and the refinement of poses against their float64 oracles."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
-from xmipp_accel.backend import to_host
+from xmipp_accel.backend import CPU, to_host
 from xmipp_accel.kernels.reference.polar_search import polar_search
 from xmipp_accel.kernels.reference.pose_refine import refine_pair
-from xmipp_accel.particle_alignment import polar
+from xmipp_accel.particle_alignment import classify2d_refine, classify2d_scan, polar
 from xmipp_accel.particle_alignment.classify2d_model import PreparedParticles
-from xmipp_accel.particle_alignment.classify2d_refine import refine_pairs
+from xmipp_accel.particle_alignment.classify2d_refine import aligned_harmonics, refine_pairs
 from xmipp_accel.particle_alignment.classify2d_scan import make_scan
 from xmipp_accel.particle_alignment.classify2d_search import SearchGrid
+
+
+@pytest.fixture(params=["kernels", "array code"])
+def way(request, monkeypatch, device):
+    """Also the code for GPUs where there is none."""
+    if request.param == "array code" and device is CPU:
+        monkeypatch.setattr(classify2d_scan, "_KernelScan", classify2d_scan._ArrayScan)
+        monkeypatch.setattr(classify2d_refine, "_on_host", classify2d_refine._in_arrays)
+        monkeypatch.setattr(classify2d_refine, "_aligned_on_host", classify2d_refine._aligned_in_arrays)
 
 
 def _complex(rng, *shape):
@@ -25,7 +36,7 @@ def _space(rings, harmonics, shifts, step=1.0, max_shift=5.0):
     "particles, classes, sets, shifts, rings, harmonics",
     [(1, 1, 1, 1, 1, 4), (3, 5, 2, 9, 5, 7), (17, 7, 1, 9, 6, 13), (35, 3, 2, 69, 4, 8), (2, 1, 1, 131, 3, 5)],
 )
-def test_scan_equals_the_oracle(device, particles, classes, sets, shifts, rings, harmonics):
+def test_scan_equals_the_oracle(device, way, particles, classes, sets, shifts, rings, harmonics):
     rng = np.random.default_rng(0)
     own, templates = (
         _complex(rng, particles, rings, harmonics),
@@ -63,7 +74,7 @@ def _pairs(rng, grid, count, noise):
 
 
 @pytest.mark.parametrize("box, rings, rounds", [(16, 1, 1), (20, 5, 2), (31, 11, 1), (64, 22, 2), (128, 31, 1)])
-def test_refinement_equals_the_oracle(device, box, rings, rounds):
+def test_refinement_equals_the_oracle(device, way, box, rings, rounds):
     rng = np.random.default_rng(1)
     grid = polar.polar_grid(box, rings, 0.35 * box, 3.0)
     templates, samples, label, mirrored, theta, shift = _pairs(rng, grid, 19, 0.3)
@@ -82,3 +93,21 @@ def test_refinement_equals_the_oracle(device, box, rings, rounds):
         np.testing.assert_allclose(found[0][i], expected[0], atol=0.02 * steps[1])
         np.testing.assert_allclose(found[1][i], expected[1], atol=0.02 * steps[0])
         np.testing.assert_allclose(found[2][i], expected[2], rtol=1e-3)
+
+
+@pytest.mark.parametrize("box, rings, harmonics", [(16, 1, 3), (20, 5, 9), (64, 22, 71), (128, 31, 40)])
+def test_aligned_harmonics_are_those_of_the_moved_samples(device, way, box, rings, harmonics):
+    rng = np.random.default_rng(2)
+    grid = dataclasses.replace(polar.polar_grid(box, rings, 0.45 * box, 3.0), n_harmonics=harmonics)
+    samples = _complex(rng, 5, rings, len(grid.angles))
+    rows, mirrored = rng.integers(0, 5, 21), rng.random(21) < 0.5
+    theta, shift = rng.uniform(-3, 3, 21).astype(np.float32), rng.uniform(-4, 4, (21, 2)).astype(np.float32)
+    arrays = [device.asarray(array) for array in (samples, rows, theta, shift, mirrored)]
+    found = to_host(aligned_harmonics(*arrays, grid, budget=1 << 18))
+    moved = samples[rows] * polar.shift_phases(grid, shift)
+    circle = np.concatenate([moved, moved.conj()], axis=2).astype(np.complex128)
+    q = np.arange(harmonics)
+    expected = circle @ np.exp(-1j * np.outer(np.arange(grid.n_angles) * 2 * np.pi / grid.n_angles, q))
+    expected = expected / grid.n_angles * np.exp(1j * theta[:, None] * q)[:, None]
+    expected = np.where(mirrored[:, None, None], expected.conj(), expected)
+    np.testing.assert_allclose(found, expected, atol=2e-5 * np.abs(expected).max())

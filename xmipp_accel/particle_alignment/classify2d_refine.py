@@ -34,22 +34,8 @@ def aligned_harmonics(samples, rows, theta, shift, mirrored, grid, budget=1 << 3
     budget : int
         Bytes that one intermediate array may take.
     """
-    xp = array_module(samples)
-    result = xp.empty((len(rows), samples.shape[1], grid.n_harmonics), dtype=np.complex64)
-    if xp is np:
-        waves, _, analysis, _ = _tables(grid)
-        samples, theta, shift = np.ascontiguousarray(samples), theta.astype(np.float32), shift.astype(np.float32)
-        with kernel_turn:
-            cpu_kernel.align_pairs(samples, rows, mirrored, theta, shift, waves, analysis, result)
-        return result
-    q = xp.arange(grid.n_harmonics, dtype=np.float32)
-    block = max(1, budget // (32 * samples[0].size))
-    for first in range(0, len(rows), block):
-        part = slice(first, first + block)
-        moved = angular_coefficients(shift_samples(samples[rows[part]], shift[part], grid), grid)
-        moved = moved * xp.exp(1j * theta[part, None] * q)[:, None]
-        result[part] = xp.where(mirrored[part, None, None], moved.conj(), moved)
-    return result
+    run = _aligned_on_host if array_module(samples) is np else _aligned_in_arrays
+    return run(samples, rows, theta, shift, mirrored, grid, budget)
 
 
 def refine_pairs(particles, rows, templates, labels, mirrored, theta, shift, space, rounds, budget=1 << 30):
@@ -106,6 +92,15 @@ def _on_host(particles, rows, templates, labels, mirrored, theta, shift, space, 
             waves, synthesis, analysis, weights, planes, turns, steps, theta, shift, score,
         )  # fmt: skip
     return theta, shift, score
+
+
+def _aligned_on_host(samples, rows, theta, shift, mirrored, grid, _budget):
+    result = np.empty((len(rows), samples.shape[1], grid.n_harmonics), dtype=np.complex64)
+    waves, _, analysis, _ = _tables(grid)
+    samples, theta, shift = np.ascontiguousarray(samples), theta.astype(np.float32), shift.astype(np.float32)
+    with kernel_turn:
+        cpu_kernel.align_pairs(samples, rows, mirrored, theta, shift, waves, analysis, result)
+    return result
 
 
 def _half(n_harmonics):
@@ -190,6 +185,19 @@ def _moves(grid, step, turn_step, rounds):
 
 
 # --------------------------------------------------------------------------------------------------- with arrays
+def _aligned_in_arrays(samples, rows, theta, shift, mirrored, grid, budget):
+    xp = array_module(samples)
+    result = xp.empty((len(rows), samples.shape[1], grid.n_harmonics), dtype=np.complex64)
+    q = xp.arange(grid.n_harmonics, dtype=np.float32)
+    block = max(1, budget // (32 * samples[0].size))
+    for first in range(0, len(rows), block):
+        part = slice(first, first + block)
+        moved = angular_coefficients(shift_samples(samples[rows[part]], shift[part], grid), grid)
+        moved = moved * xp.exp(1j * theta[part, None] * q)[:, None]
+        result[part] = xp.where(mirrored[part, None, None], moved.conj(), moved)
+    return result
+
+
 def _in_arrays(particles, rows, templates, labels, mirrored, theta, shift, space, rounds, budget):
     xp = array_module(templates)
     block = max(1, budget // (32 * particles.samples[0].size))

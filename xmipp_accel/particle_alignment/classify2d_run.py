@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from xmipp_accel.backend import one_blas_thread, to_host
+from xmipp_accel.backend import to_host
 from xmipp_accel.errors import ParameterError
 from xmipp_accel.particle_alignment.classify2d import Classifier, State
 from xmipp_accel.particle_alignment.classify2d_averages import AverageSums, aligned_sums
@@ -88,8 +88,7 @@ class ClassificationRun:
         if fixed:
             self._keep_references(batch, references)
             return None
-        with one_blas_thread():
-            current = self._first_state(batch, references)
+        current = self._first_state(batch, references)
         self._hold(current)
         state.breath = max(1, len(current.model) // 2)
         self._enter(BREATHE if references is None else self._after_sample())
@@ -143,10 +142,9 @@ class ClassificationRun:
     def _improve(self, batch):
         state = self.state
         current = State(state.model, state.poses, state.shares)
-        with one_blas_thread():  # its threads would take the cores from the kernels
-            current = self._breathe(batch, current) if state.stage == BREATHE else current
-            if state.stage == CONVERGE:
-                self._converge(batch, current)
+        current = self._breathe(batch, current) if state.stage == BREATHE else current
+        if state.stage == CONVERGE:
+            self._converge(batch, current)
 
     def _breathe(self, batch, current) -> State:
         state, count = self.state, self.parameters.number_of_classes

@@ -131,7 +131,7 @@ class PoseSearch:
         parts = []
         for first in range(0, len(particles), block):
             part = slice(first, first + block)
-            rings = self._rings(particles, part, None if centre is None else centre[part])
+            rings = self._rings(particles, part, centre, budget)
             found = self._scan.best(rings, offsets[part], min(count, len(self.model)))
             label, mirrored, place, turn, score = found
             theta = (turn * (2 * math.pi / space.n_turns)).astype(np.float32)
@@ -140,14 +140,15 @@ class PoseSearch:
             parts.append(Poses(label, mirrored, theta, shift.astype(np.float32), score.astype(np.float32)))
         return concatenate_poses(parts, 0)
 
-    def _rings(self, particles, part, centre):
-        """Harmonics of the rings that are searched, of particles moved by `centre`, if it is given."""
+    def _rings(self, particles, part, centre, budget):
+        """Harmonics of the rings that are searched of some particles, moved by `centre` if it is given."""
         space = self.space
         if centre is None:
             return particles.coefficients[part, : space.n_rings, : space.n_harmonics]
-        xp, inner = array_module(centre), space.inner(particles.grid)
+        xp, centre = array_module(centre), centre[part]
         samples, zero = particles.samples[part, : space.n_rings], xp.zeros(len(centre), np.float32)
-        return aligned_harmonics(samples, xp.arange(len(centre)), zero, centre, zero > 0, inner)
+        inner, rows = space.inner(particles.grid), xp.arange(len(centre))
+        return aligned_harmonics(samples, rows, zero, centre, zero > 0, inner, budget)
 
     def refine(self, particles, poses: Poses, membership=None, rounds=2, budget=1 << 30) -> Poses:
         """Poses to a fraction of the grid's step, with scores of all rings, best first, after some rounds.
