@@ -16,8 +16,12 @@ from scipy.sparse.linalg import eigsh
 from xmipp_accel.particle_alignment.classify2d_batch import Sums, assign, residuals, sums
 from xmipp_accel.particle_alignment.classify2d_model import ClassModel, fit_model, reference_model
 from xmipp_accel.particle_alignment.classify2d_poses import Poses, Shares
-from xmipp_accel.particle_alignment.classify2d_search import shift_samples, to_average_frame
-from xmipp_accel.particle_alignment.polar import angular_coefficients, samples_from_coefficients
+from xmipp_accel.particle_alignment.classify2d_search import to_average_frame
+from xmipp_accel.particle_alignment.polar import (
+    angular_coefficients,
+    samples_from_coefficients,
+    shift_samples,
+)
 
 _STANDSTILL = 1e-4
 _LEAST_GAIN = 1e-3  # of a round of splits and merges, relative, for the next one to be as bold

@@ -9,8 +9,8 @@ import numpy as np
 from xmipp_accel.backend import array_module, to_host
 from xmipp_accel.particle_alignment.classify2d_model import Typical
 from xmipp_accel.particle_alignment.classify2d_poses import Poses, Shares, join_poses
-from xmipp_accel.particle_alignment.classify2d_search import PoseSearch, search_grid, shift_samples
-from xmipp_accel.particle_alignment.polar import angular_coefficients
+from xmipp_accel.particle_alignment.classify2d_refine import aligned_harmonics
+from xmipp_accel.particle_alignment.classify2d_search import PoseSearch, search_grid
 
 CANDIDATES = 3  # classes of a particle that are kept
 _LEFT_OUT = 1.0
@@ -162,7 +162,8 @@ def _block_sums(particles, model, poses, weight, budget):
     for first in range(0, len(rows), step):
         at = rows[first : first + step], columns[first : first + step]
         some, label, ctf2 = weight[at], poses.label[at], particles.ctf2[at[0]]
-        aligned = align(particles, at[0], poses.theta[at], poses.shift[at], poses.mirrored[at], budget)
+        pose = poses.theta[at], poses.shift[at], poses.mirrored[at]
+        aligned = aligned_harmonics(particles.samples, at[0], *pose, grid, budget)
         share = xp.zeros((count, len(some)), dtype=np.float32)
         share[label, xp.arange(len(some))] = some
         numerator += share @ aligned.reshape(len(some), -1)
@@ -201,7 +202,8 @@ def residuals(batch, model, poses, labels) -> list[tuple[np.ndarray, np.ndarray]
         members = np.flatnonzero(np.isin(poses.label[rows, 0], labels))
         at = worker.device.asarray(members)
         some = poses.best().each(lambda array: worker.device.asarray(array[rows][members, 0]))
-        values = align(particles, at, some.theta, some.shift, some.mirrored, worker.budget)
+        pose = some.theta, some.shift, some.mirrored
+        values = aligned_harmonics(particles.samples, at, *pose, particles.grid, worker.budget)
         values = values - particles.ctf2[at][:, :, None] * local.averages[some.label]
         values = values * (scale[some.label][:, :, None] * worker.device.asarray(axis))
         values = values[:, : search_rings(model)]
@@ -211,17 +213,3 @@ def residuals(batch, model, poses, labels) -> list[tuple[np.ndarray, np.ndarray]
     members, values = (np.concatenate(part) for part in zip(*parts))
     own = poses.label[members, 0]
     return [(members[own == label], values[own == label].view(np.float32)) for label in labels]
-
-
-def align(particles, rows, theta, shift, mirrored, budget=1 << 26):
-    """Harmonics (p, K, Q) complex64 of some particles in the frame of their averages."""
-    xp, grid = array_module(particles.samples), particles.grid
-    q = xp.arange(grid.n_harmonics, dtype=np.float32)
-    result = xp.empty((len(rows), grid.n_rings, grid.n_harmonics), dtype=np.complex64)
-    block = max(1, budget // (32 * particles.samples[0].size))
-    for first in range(0, len(rows), block):
-        part = slice(first, first + block)
-        moved = angular_coefficients(shift_samples(particles.samples[rows[part]], shift[part], grid), grid)
-        moved = moved * xp.exp(1j * theta[part, None] * q)[:, None]
-        result[part] = xp.where(mirrored[part, None, None], moved.conj(), moved)
-    return result

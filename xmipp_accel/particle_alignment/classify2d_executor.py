@@ -9,6 +9,7 @@ from typing import Any, Callable
 
 import numpy as np
 
+from xmipp_accel.backend import one_blas_thread
 from xmipp_accel.backend.devices import CPU, Device
 from xmipp_accel.errors import InputFileError, ParameterError
 from xmipp_accel.io.images import open_stack, write_stack
@@ -158,7 +159,8 @@ class Classify2DExecutor:
         references = read_references(initial_references, particles)
         everything, current = self._state(particles, state)
         save = Checkpoint(folder / "classes_state.npz")
-        with Workers(self.devices) as workers:
+        # What is left to BLAS is small; its threads would take cores from the kernels and change the last digits.
+        with Workers(self.devices) as workers, one_blas_thread():
             source = ParticleSource(everything, self.parameters, workers, current.noise)
             current.noise = source.noise
             run = ClassificationRun(source, self.parameters, current, save, progress)

@@ -58,14 +58,10 @@ class ClassificationRun:
     def run(self, references=None):
         """Finish the classification; `references` (C, N, N) are images to start from."""
         state = self.state
-        if state.stage == START:
-            self._begin(references)
+        batch = self._begin(references) if state.stage == START else None
         if state.stage in (BREATHE, CONVERGE):
-            batch, _ = self.source.batch(state.sample)
-            current = State(state.model, state.poses, state.shares)
-            current = self._breathe(batch, current) if state.stage == BREATHE else current
-            if state.stage == CONVERGE:
-                self._converge(batch, current)
+            self._improve(batch or self.source.batch(state.sample)[0])
+        batch = None  # whose memory the next stages may need
         if state.stage == LEARN:
             self._learn()
         if state.stage == ASSIGN:
@@ -75,7 +71,7 @@ class ClassificationRun:
 
     # ------------------------------------------------------------------------------------------------ beginnings
     def _begin(self, references):
-        """Make the first classes, unless an earlier run did."""
+        """Make the first classes, unless an earlier run did; their particles, if more iterations need them."""
         state, fixed = self.state, self.parameters.fixed_references
         given = references if state.model is None else state.model
         state.batch = batch_size(
@@ -83,7 +79,7 @@ class ClassificationRun:
         )
         if state.model is not None and (fixed or state.kept is None):
             self._enter(ASSIGN if fixed else LEARN)
-            return
+            return None
         size = min(state.batch, len(self.rows))
         state.sample = np.sort(self.classifier.rng.choice(len(self.rows), size, replace=False))
         batch, state.used = self.source.batch(state.sample)
@@ -91,11 +87,12 @@ class ClassificationRun:
             references = self.source.prepare_references(references)
         if fixed:
             self._keep_references(batch, references)
-            return
+            return None
         current = self._first_state(batch, references)
         self._hold(current)
         state.breath = max(1, len(current.model) // 2)
         self._enter(BREATHE if references is None else self._after_sample())
+        return batch
 
     def _first_state(self, batch, references) -> State:
         classifier, parameters, count = self.classifier, self.parameters, self.parameters.number_of_classes
@@ -142,6 +139,13 @@ class ClassificationRun:
             self._progress(min(len(self.state.objective), self._total), self._total)
 
     # ---------------------------------------------------------------------------------------------- better classes
+    def _improve(self, batch):
+        state = self.state
+        current = State(state.model, state.poses, state.shares)
+        current = self._breathe(batch, current) if state.stage == BREATHE else current
+        if state.stage == CONVERGE:
+            self._converge(batch, current)
+
     def _breathe(self, batch, current) -> State:
         state, count = self.state, self.parameters.number_of_classes
         count = max(count, len(current.model))

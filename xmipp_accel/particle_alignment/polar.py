@@ -26,10 +26,10 @@ import math
 
 import numpy as np
 
-from xmipp_accel.backend import array_module, from_host, good_fft_size
+from xmipp_accel.backend import array_module, from_host, good_fft_size, on_all_cores
 from xmipp_accel.numerics.filters import fourier_resize
 
-_BLOCK_BYTES = 64 << 20
+_BLOCK_BYTES = {"numpy": 8 << 20, "cupy": 64 << 20}  # of the Fourier kernel; each core takes a part of it
 _CROP_MARGIN = 16  # px beyond twice the rings, for images that are cropped in Fourier space
 
 
@@ -137,14 +137,21 @@ def polar_samples(images, grid):
     ky, kx = xp.asarray(grid.frequencies.reshape(2, -1))
     axis = (xp.arange(box, dtype=np.float64) - box // 2)[:, None] * (-2j * math.pi / box)
     samples = xp.empty((n, ky.size), dtype=np.complex64)
-    block = max(16, _BLOCK_BYTES // (8 * box * box))
-    for first in range(0, ky.size, block):
-        part = slice(first, min(first + block, ky.size))
+
+    def fill(part):
         row = xp.exp(axis * ky[None, part]).astype(np.complex64)
         column = xp.exp(axis * kx[None, part]).astype(np.complex64)
         kernel = (row[:, None, :] * column[None, :, :]).reshape(box * box, -1)
         # The images are real: a real product with the interleaved kernel is half the work.
         samples[:, part] = (pixels @ kernel.view(np.float32)).view(np.complex64)
+
+    block = max(16, _BLOCK_BYTES[xp.__name__] // (8 * box * box))
+    parts = [slice(first, min(first + block, ky.size)) for first in range(0, ky.size, block)]
+    if xp is np:
+        on_all_cores(fill, parts)
+    else:
+        for part in parts:
+            fill(part)
     return samples.reshape(n, grid.n_rings, grid.n_angles // 2)
 
 
@@ -176,7 +183,7 @@ def images_from_samples(samples, grid):
     weighted = xp.conj(samples.reshape(n, -1) * area.astype(np.float32)).astype(np.complex64)
     axis = (xp.arange(box, dtype=np.float64) - box // 2)[:, None] * (-2j * math.pi / box)
     images = xp.zeros((n, box * box), dtype=np.float32)
-    block = max(16, _BLOCK_BYTES // (8 * box * box))
+    block = max(16, _BLOCK_BYTES[xp.__name__] // (8 * box * box))
     for first in range(0, ky.size, block):
         part = slice(first, min(first + block, ky.size))
         row = xp.exp(axis * ky[None, part]).astype(np.complex64)
@@ -271,6 +278,11 @@ def shift_phases(grid, shifts, xp=np):
         phases[..., known : known + more, :] = phases[..., :more, :] * last
         known += more
     return phases
+
+
+def shift_samples(samples, shifts, grid):
+    """Ring samples (p, K, Phi / 2) of images shifted by `shifts` (p, 2), (y, x) px."""
+    return samples * shift_phases(grid, shifts, array_module(samples))
 
 
 def rotate_coefficients(coefficients, psi):

@@ -41,6 +41,36 @@ def normalize_references(references, grid, weights):
     return (references * scale[:, None, None]).astype(np.complex64)
 
 
+def in_rows(values, rings, harmonics):
+    """Harmonics (n, K, Q) in the kernels' order, (n, `harmonics`, `rings`, 2) float32, padded with zeros."""
+    table = array_module(values).zeros((len(values), harmonics, rings, 2), dtype=np.float32)
+    used = table[:, : values.shape[2], : values.shape[1]]
+    used[..., 0], used[..., 1] = values.real.transpose(0, 2, 1), values.imag.transpose(0, 2, 1)
+    return table
+
+
+def first_rings(references, rings, harmonics, step):
+    """(`harmonics`,) int32 first ring of references (R, K, Q) that holds each harmonic, a multiple of `step`.
+
+    A harmonic is empty on the inner rings; the particles' content there meets nothing. Further harmonics have none
+    of the `rings`.
+    """
+    xp = array_module(references)
+    power = xp.abs(references).max(axis=0)
+    present = power > 1e-4 * power.max(axis=1, keepdims=True)
+    first = xp.where(present.any(axis=0), present.argmax(axis=0), len(power) - 1)
+    result = xp.full(harmonics, rings, dtype=np.int32)
+    result[: len(first)] = first // step * step
+    return result
+
+
+def turn_table(n_psi, harmonics, xp):
+    """Cosines and sines (n_psi / 4 + 1, `harmonics`, 2) float32 of ``q psi_t``."""
+    psi = np.arange(n_psi // 4 + 1) * (2 * np.pi / n_psi)
+    angle = np.outer(psi, np.arange(harmonics))
+    return xp.asarray(np.stack([np.cos(angle), np.sin(angle)], axis=-1).astype(np.float32))
+
+
 class PolarSearch:
     """Compares particles with a fixed set of references.
 
@@ -68,35 +98,9 @@ class PolarSearch:
         rings, harmonics = (4, 8) if on_host else (1, _TILE_HARMONICS)
         self._rings = rings * math.ceil(grid.n_rings / rings)
         self._harmonics = harmonics * math.ceil(grid.n_harmonics / harmonics)
-        self._table = self._prepare(weighted)
-        self._first_ring = self._first_rings(weighted, rings)
-        self._trig = self._trigonometry()
-
-    def _prepare(self, weighted):
-        """References in the kernels' order, (R, Q, K, 2) float32."""
-        table = self._xp.zeros((self.n_references, self._harmonics, self._rings, 2), dtype=np.float32)
-        used = table[:, : self.grid.n_harmonics, : self.grid.n_rings]
-        used[..., 0], used[..., 1] = weighted.real.transpose(0, 2, 1), weighted.imag.transpose(0, 2, 1)
-        return table
-
-    def _first_rings(self, weighted, step):
-        """(Q,) first ring that holds each harmonic, a multiple of `step`.
-
-        A harmonic is empty on the inner rings; the particles' content there meets nothing.
-        """
-        xp = self._xp
-        power = xp.abs(weighted).max(axis=0)
-        present = power > 1e-4 * power.max(axis=1, keepdims=True)
-        first = xp.where(present.any(axis=0), present.argmax(axis=0), self.grid.n_rings - 1)
-        rings = xp.full(self._harmonics, self._rings, dtype=np.int32)
-        rings[: self.grid.n_harmonics] = first // step * step
-        return rings
-
-    def _trigonometry(self):
-        """Cosines and sines (T / 4 + 1, Q, 2) float32 of ``q psi_t``."""
-        psi = np.arange(self.n_psi // 4 + 1) * (2 * np.pi / self.n_psi)
-        angle = np.outer(psi, np.arange(self._harmonics))
-        return self._xp.asarray(np.stack([np.cos(angle), np.sin(angle)], axis=-1).astype(np.float32))
+        self._table = in_rows(weighted, self._rings, self._harmonics)
+        self._first_ring = first_rings(weighted, self._rings, self._harmonics, rings)
+        self._trig = turn_table(self.n_psi, self._harmonics, self._xp)
 
     def __call__(self, samples, shifts, candidates=None):
         """Best in-plane angle and shift of each particle with each of its candidates.

@@ -74,7 +74,7 @@ def _turn(products, octets, trig, work, t, lanes):
 
 
 @numba.njit(cache=True, fastmath=True)
-def _angle_index(products, s, trig, t, n_harmonics, quarter):
+def angle_index(products, s, trig, t, n_harmonics, quarter):
     """Which of the four angles of t reached the best score of lane s."""
     ce = se = co = so = np.float32(0)
     for q in range(0, n_harmonics, 2):
@@ -147,4 +147,4 @@ def polar_search(references, particles, first_ring, trig, n_shifts, candidates, 
                     t = int(work[5 * LANES + top])
                     best[p, c] = work[4 * LANES + top]
                     shift_index[p, c] = block * in_block + top
-                    psi_index[p, c] = _angle_index(products, top, trig[t], t, n_harmonics, len(trig) - 1)
+                    psi_index[p, c] = angle_index(products, top, trig[t], t, n_harmonics, len(trig) - 1)
