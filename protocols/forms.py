@@ -13,6 +13,7 @@ from xmipp_accel import Plugin
 from xmipp_accel.backend.threads import cpu_count
 from xmipp_accel.errors import ParameterError
 from xmipp_accel.io.publish import read_json, write_json
+from xmipp_accel.parameters import deciding
 
 # Where XMIPP_ACCEL_DEVICE is set to another value, it overrules every form.
 DEVICE_VARIABLE = "XMIPP_ACCEL_DEVICE"
@@ -164,7 +165,8 @@ def progress_log(protocol, what):
 def refuse_changes(protocol, parameters):
     """Refuse to mix results of two sets of parameters in one output when a run is continued."""
     path = Path(protocol._getExtraPath("parameters.json"))
-    if path.exists() and path.stat().st_size and read_json(path) != parameters.to_dict():
+    known = read_json(path) if path.exists() and path.stat().st_size else parameters.to_dict()
+    if deciding(known) != deciding(parameters.to_dict()):
         raise ParameterError("the parameters changed since this run began: restart it instead of continuing")
     write_json(path, parameters.to_dict())
 

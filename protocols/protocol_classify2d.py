@@ -40,6 +40,7 @@ ENTRIES = (
     Entry("initialTemperature", "initial_temperature", "Initial temperature"),
     Entry("batchSize", "batch_size", "Particles per iteration"),
     Entry("seed", "seed", "Random seed"),
+    Entry("scratchDir", "scratch", "Scratch folder"),
 )
 
 

@@ -59,6 +59,7 @@ EXPERT = (
     Entry("deterministic", "deterministic", "Deterministic?"),
     Entry("batchSize", "batch_size", "Particles per batch"),
     Entry("tune", "tune", "Learn what is fastest?"),
+    Entry("scratchDir", "scratch", "Scratch folder"),
 )
 ENTRIES = MAIN + EXPERT
 

@@ -35,7 +35,10 @@ def _help(capsys, *arguments):
                 "--algorithm xmipp --max-shift 25",
             ],
         ),
-        ("classify", ["--initial-references", "--continue STATE", "--fixed-references", "cuda:0,cuda:1"]),
+        (
+            "classify",
+            ["--initial-references", "--continue STATE", "--fixed-references", "--scratch STR", "cuda:0,cuda:1"],
+        ),
         ("initial-volume", ["--alpha-start", "(default: 80.0)", "--reference", "--device"]),
         (
             "reconstruct",
@@ -46,6 +49,7 @@ def _help(capsys, *arguments):
                 "--mask-file",
                 "--error-groups",
                 "--state FOLDER",
+                "--scratch STR",
                 "--device",
             ],
         ),

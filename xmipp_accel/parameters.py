@@ -36,6 +36,20 @@ def parameter(default, help, *, unit=None, minimum=None, maximum=None, choices=N
     return dataclasses.field(default=default, metadata=metadata)
 
 
+def scratch_parameter():
+    """Declare the field ``scratch``, a folder for :func:`xmipp_accel.io.scratch.scratch`."""
+    text = (
+        "Existing folder on a fast local disk, such as $TMPDIR: stacks are copied there before they are read, and "
+        "later runs find them again; the copies that were not used for longest give way. Empty: nothing is copied."
+    )
+    return parameter("", text, advanced=True)
+
+
+def deciding(values: dict[str, Any]) -> dict[str, Any]:
+    """Those of a run's parameters that its results depend on: it may go on with another ``scratch``."""
+    return {name: value for name, value in values.items() if name != "scratch"}
+
+
 @dataclasses.dataclass(frozen=True)
 class Parameters:
     """Base of the parameter dataclasses: limits and choices are checked when an instance is made."""

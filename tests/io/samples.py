@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import struct
 
 import numpy as np
 
+from xmipp_accel.io.images import read_stack, write_stack
 from xmipp_accel.kernels.reference.eer import encode_frame
 
 SHAPE = (3, 16, 17)
@@ -131,3 +133,10 @@ def spider_bytes(array, order="<"):
     for word, value in header.items():
         own[word - 1] = value
     return common.tobytes() + b"".join(own.tobytes() + image.astype(order + "f4").tobytes() for image in array)
+
+
+def negate_unseen(path, sampling_rate=2.0):
+    """Put the negative pixels into a stack, of which its size and its times tell nothing."""
+    before = os.stat(path)
+    write_stack(path, -read_stack(path), sampling_rate)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))

@@ -106,6 +106,16 @@ def test_a_continued_run_with_other_parameters_is_refused(project, streamed):  #
     assert run.isFailed() and "restart" in run.getErrorMessage()
 
 
+def test_a_continued_run_may_read_its_stacks_from_elsewhere(project, streamed, tmp_path):  # noqa: F811
+    streamed.maxShift.set(XmippAccelProtClassify2D().maxShift.get())
+    last = sorted(Path(streamed._getExtraPath()).glob("instalment_*"))[-1]
+    (last / "classes.json").unlink()
+    run = launch(project, None, resume=streamed, scratchDir=str(tmp_path))
+    assert run.isFinished(), log_of(run)
+    assert read_json(last / "classes.json")["parameters"]["scratch"] == str(tmp_path)
+    assert list(tmp_path.glob("xmipp_accel_*/*.mrcs"))
+
+
 def test_particles_are_assigned_to_classes_that_stay(project, imported, streamed, views):  # noqa: F811
     run = launch(
         project,

@@ -35,7 +35,7 @@ PROTOCOLS = [
 ]
 # Values that the parameters accept, where one more than the default is not one of them.
 VALUES = {"symmetryGroup": "d7", "maxTilt": 90.0, "numberOfThreads": 1, "pad_proj": 1.5, "pad_vol": 1.5}
-VALUES.update(scoreLabel="score")
+VALUES.update(scoreLabel="score", scratchDir="/scratch")
 VALUES.update(alpha0=70.0, alphaF=99.0)
 VALUES.update(magMajor=1.02, magMinor=0.99)
 # Inputs, labels, and what other tests show: these do not go into the parameters.

@@ -192,6 +192,12 @@ def test_scipion_is_right_about_the_pixels_of_a_mask_and_of_a_map_to_subtract(co
     np.testing.assert_allclose(run.result()["fsc_masked"][4:], expected[4:], atol=0.01)
 
 
+def test_stacks_are_read_from_the_scratch_folder(compute, tmp_path):
+    run, plain = compute(scratchDir=str(tmp_path)), compute()
+    assert list(tmp_path.glob("xmipp_accel_*/*.mrcs"))
+    np.testing.assert_array_equal(*[read_volume(one._getExtraPath("volume.mrc"))[0] for one in (run, plain)])
+
+
 def test_scores_of_particles_come_from_their_attributes(compute, imported, tmp_path):
     scored = SetOfParticles(filename=str(tmp_path / "scored.sqlite"))
     scored.copyInfo(imported.outputParticles)

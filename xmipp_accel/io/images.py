@@ -24,6 +24,7 @@ class Stack:
     Attributes
     ----------
     path : str or os.PathLike
+        What errors call it; the file is that of the header.
     header : MrcHeader, SpiderHeader or TiffHeader
     """
 
@@ -48,7 +49,7 @@ class Stack:
         if not self._holds_file:
             yield None
             return
-        with open_input(self.path) as (file, _size):
+        with open_input(self.header.path) as (file, _size):
             yield file
 
     def read(self, indices=None, out=None, file=None) -> np.ndarray:

@@ -61,6 +61,8 @@ class Particles:
         Whether defocus and optics, and whether angles and shifts, are more than defaults.
     extra : dict of (n,) arrays
         Further columns by label, such as ``maxCC``.
+    copies : dict of str to str
+        Files that hold what some stacks hold, by these stacks' names, and are read in their place.
     """
 
     stack: list[str]
@@ -89,6 +91,7 @@ class Particles:
     has_ctf: bool = False
     has_pose: bool = False
     extra: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    copies: dict[str, str] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
         self.stack = list(self.stack)
@@ -161,7 +164,7 @@ class Particles:
             files = {}
             for name in names:
                 if name not in stacks:
-                    stacks[name] = open_stack(name)
+                    stacks[name] = dataclasses.replace(open_stack(self.copies.get(name, name)), path=name)
                 if len(names) <= MOST_FILES:
                     files[name] = context.enter_context(stacks[name].open())
             yield lambda some, out: self._read(some, out, stacks, files)

@@ -15,6 +15,7 @@ from xmipp_accel.errors import InputFileError, ParameterError
 from xmipp_accel.io.images import open_stack, write_stack
 from xmipp_accel.io.particles import Particles, write_particles
 from xmipp_accel.io.publish import write_json
+from xmipp_accel.io.scratch import scratch
 from xmipp_accel.particle_alignment.classify2d_parameters import Classify2DParameters
 from xmipp_accel.particle_alignment.classify2d_run import ClassificationRun
 from xmipp_accel.particle_alignment.classify2d_source import ParticleSource
@@ -160,8 +161,8 @@ class Classify2DExecutor:
         everything, current = self._state(particles, state)
         save = Checkpoint(folder / "classes_state.npz")
         # What is left to BLAS is small; its threads would take cores from the kernels and change the last digits.
-        with Workers(self.devices) as workers, one_blas_thread():
-            source = ParticleSource(everything, self.parameters, workers, current.noise)
+        with scratch(self.parameters.scratch) as copied, Workers(self.devices) as workers, one_blas_thread():
+            source = ParticleSource(copied(everything), self.parameters, workers, current.noise)
             current.noise = source.noise
             run = ClassificationRun(source, self.parameters, current, save, progress)
             run.run(references)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from xmipp_accel.parameters import Parameters, parameter
+from xmipp_accel.parameters import Parameters, parameter, scratch_parameter
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,3 +69,4 @@ class Classify2DParameters(Parameters):
         advanced=True,
     )
     seed: int = parameter(0, "Seed of every random choice.", minimum=0, advanced=True)
+    scratch: str = scratch_parameter()

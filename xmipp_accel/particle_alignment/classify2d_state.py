@@ -17,6 +17,7 @@ from xmipp_accel.errors import InputFileError, ParameterError
 from xmipp_accel.io.optics_groups import OpticsGroup, join_groups
 from xmipp_accel.io.particles import Particles
 from xmipp_accel.io.publish import atomic_path
+from xmipp_accel.parameters import deciding
 from xmipp_accel.particle_alignment.classify2d_averages import AverageSums
 from xmipp_accel.particle_alignment.classify2d_batch import Sums
 from xmipp_accel.particle_alignment.classify2d_model import ClassModel, Typical, fit_model
@@ -113,7 +114,7 @@ class RunState:
                 )
         if mine["has_ctf"] != theirs["has_ctf"]:
             raise ParameterError(f"{path}: expected particles {_with_ctf(mine)}, found them {_with_ctf(theirs)}")
-        mine, theirs = mine["parameters"], theirs["parameters"]
+        mine, theirs = deciding(mine["parameters"]), theirs["parameters"]
         for name in _OF_THE_SUMS if self.stage == DONE else mine:
             if mine[name] != theirs[name]:
                 raise ParameterError(f"{path}: expected {name} {mine[name]}, as before, found {theirs[name]}")

@@ -12,6 +12,7 @@ from pathlib import Path
 from xmipp_accel.backend import CPU, Device
 from xmipp_accel.errors import InputFileError
 from xmipp_accel.io.publish import write_json
+from xmipp_accel.io.scratch import scratch
 from xmipp_accel.io.volumes import write_volume
 from xmipp_accel.reconstruction.accumulator import FourierAccumulator
 from xmipp_accel.reconstruction.geometry import plan_volume
@@ -96,18 +97,18 @@ class ReconstructFourierExecutor:
             with accumulator.device.activate():
                 write_volume(folder / f"{name}_preview.mrc", accumulator.preview(), rate)
 
-        insertion = functools.partial(
-            Insertion, parameters, devices=self.devices, progress=progress, reference=reference, preview=preview
-        )
-        if state is None:
-            selection, changes = select(parameters, particles), {}
-            job, number = insertion(particles=particles, selection=selection), len(selection.rows)
-            accumulator = job.run(box, rate)
-        else:
-            with held(state):
-                update = plan_update(state, parameters, particles, reference)
-                job, accumulator, changes = update.run(state, insertion)
-            number = update.number
+        options = dict(devices=self.devices, progress=progress, reference=reference, preview=preview)
+        with scratch(parameters.scratch) as copied:
+            insertion = functools.partial(_insertion, copied, parameters, **options)
+            if state is None:
+                selection, changes = select(parameters, particles), {}
+                job, number = insertion(particles=particles, selection=selection), len(selection.rows)
+                accumulator = job.run(box, rate)
+            else:
+                with held(state):
+                    update = plan_update(state, parameters, particles, reference)
+                    job, accumulator, changes = update.run(state, insertion)
+                number = update.number
         known = dict(skipped=len(particles) - number, unusable=int((~job.usable).sum()), state=changes)
         return self._finish(accumulator, job, mask, folder, name, started, **known)
 
@@ -183,6 +184,11 @@ def merge_states(states, state, output_folder, name="volume", devices=()) -> Rec
         save_state(state, dataclasses.replace(joint, sums=sums, counts=counts))
     changes = dict(added=0, removed=0, kept=len(joint.members), anew=False)
     return executor._finish(accumulator, job, mask, Path(output_folder), name, started, state=changes)
+
+
+def _insertion(copied, parameters, particles, selection, **options):
+    """An `Insertion` of images from copies of those stacks that it needs."""
+    return Insertion(parameters, copied(particles, selection.rows), selection, **options)
 
 
 def _mask(parameters, box, sampling_rate):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from xmipp_accel.errors import ParameterError
-from xmipp_accel.parameters import Parameters, parameter
+from xmipp_accel.parameters import Parameters, parameter, scratch_parameter
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,6 +163,7 @@ class ReconstructFourierParameters(Parameters):
         "without mask is then that within it.",
         advanced=True,
     )
+    scratch: str = scratch_parameter()
 
     def __post_init__(self):
         super().__post_init__()

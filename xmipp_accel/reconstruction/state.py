@@ -44,6 +44,7 @@ MAPS_ONLY = (
     "preview_interval",
     "batch_size",
     "tune",
+    "scratch",
 )
 
 
