@@ -33,3 +33,6 @@ def test_kernel_compiles_for_the_oldest_and_the_newest_devices(source, tmp_path)
         ]
         done = subprocess.run(command, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
+        # What has a C++ name is compiled anew in every process.
+        names = re.findall(r"\.entry (\w+)\(", (tmp_path / "out.ptx").read_text())
+        assert not [name for name in names if name.startswith("_Z")]

@@ -37,14 +37,20 @@ def cuda_kernel(subject: str, expression: str):
 
 
 @functools.cache
-def _compile(subject, expression, device_index):  # CuPy loads a module into one context only
+def _compile(subject, expression, device_index):
+    # CuPy keeps on disk what it compiled, but not where C++ names are to be looked up, as those of templates.
+    names = (expression,) if "<" in expression else None
+    return _module(subject, names, device_index).get_function(expression)
+
+
+@functools.cache
+def _module(subject, names, device_index):  # CuPy loads a module into one context only
     import cupy
 
     path = CUDA_FOLDER / f"{subject}.cu"
     # #line makes the compiler name the file instead of a temporary one.
     source = f'#line 1 "{path.name}"\n' + path.read_text()
-    module = cupy.RawModule(code=source, options=("-std=c++17",), name_expressions=[expression])
-    return module.get_function(expression)
+    return cupy.RawModule(code=source, options=("-std=c++17",), name_expressions=names)
 
 
 def allow_shared_memory(kernel, size):

@@ -9,6 +9,7 @@ __device__ int shell_of(int squares) {
 
 // Blocks (any, planes) of whole warps, each warp on rows of its own. Along a row shells only grow, so that lanes of
 // one shell follow each other: their sum goes to shared memory in one addition.
+extern "C"
 __global__ void shell_weights(const float4* __restrict__ sums, double* __restrict__ out, int centre, float limit) {
   extern __shared__ double totals[];
   const unsigned everyone = 0xffffffffu;
@@ -43,6 +44,7 @@ __global__ void shell_weights(const float4* __restrict__ sums, double* __restric
 }
 
 // Blocks (columns, rows of the spectrum, planes of the volume).
+extern "C"
 __global__ void divide(float2* __restrict__ spectrum, const float4* __restrict__ sums,
                        const float* __restrict__ added, const float* __restrict__ floor, int centre, int padded,
                        int rows, int first, float least, float limit) {

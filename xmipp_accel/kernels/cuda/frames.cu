@@ -72,6 +72,7 @@ __device__ inline int source(int i, int length, int period, double shift) {
 }
 
 // One thread for each pixel of the grids (b, gridDim.y, width) to which images (b, ny, nx) are continued.
+extern "C"
 __global__ void continued(const float *images, const double *shifts, float *out, int ny, int nx, int width) {
     const int x = blockIdx.x * blockDim.x + threadIdx.x, y = blockIdx.y, height = gridDim.y, b = blockIdx.z;
     if (x >= width) return;
@@ -79,6 +80,7 @@ __global__ void continued(const float *images, const double *shifts, float *out,
     out[((long long)b * height + y) * width + x] = images[((long long)b * ny + row) * nx + column];
 }
 
+extern "C"
 __global__ void turn_phases(float2 *spectra, const float2 *ey, const float2 *ex, int kx) {
     const int x = blockIdx.x * blockDim.x + threadIdx.x, y = blockIdx.y, ky = gridDim.y, b = blockIdx.z;
     if (x >= kx) return;

@@ -130,6 +130,7 @@ __device__ float thickness(const Plane& plane, const Spread<KERNEL>& spread, int
 }
 
 // Each sample adds to its eight neighbours.
+extern "C"
 __global__ void insert_trilinear(float4* volume, int centre, int first, int planes,
                                  const float4* __restrict__ slices, const float* __restrict__ matrices,
                                  const float* __restrict__ curvature, const int* __restrict__ images, int rows,
@@ -207,6 +208,7 @@ __device__ Walk walk_of(const Plane& plane) {
 }
 
 // Each column of voxels asks an image for what its samples give to any voxel of it; a block has EDGE^2 columns.
+extern "C"
 __global__ void __launch_bounds__(THREADS, 4)
     insert_trilinear_columns(float4* volume, int centre, int first, int planes, const float4* __restrict__ slices,
                              const float* __restrict__ matrices, const float* __restrict__ curvature,
@@ -273,6 +275,7 @@ __global__ void __launch_bounds__(THREADS, 4)
 }
 
 // The blob reaches several voxels of a column: each of them asks for the samples around.
+extern "C"
 __global__ void __launch_bounds__(THREADS, 4)
     insert_blob_columns(float4* volume, int centre, int first, int planes, const float4* __restrict__ slices,
                         const float* __restrict__ matrices, const float* __restrict__ curvature,
@@ -378,6 +381,7 @@ __global__ void __launch_bounds__(LISTED, 2)
 }
 
 // Each column of voxels takes one sample for the voxel that is nearest to the plane.
+extern "C"
 __global__ void insert_nearest(float4* volume, int centre, int first, int planes, const float4* __restrict__ slices,
                                const float* __restrict__ matrices, const float* __restrict__ curvature,
                                const int* __restrict__ images, int rows, int columns, int operators, float reach) {

@@ -10,6 +10,7 @@ __device__ inline float2 product(float2 a, float2 b) {
 
 // Phases exp(-2 pi i shift f), float64 up to the fraction of a turn; one thread for each row and each column.
 // The numbers are the shifts (n, 2), then the frequencies of the rows (ky,) and of the columns (kx,).
+extern "C"
 __global__ void moving_phases(const double *numbers, float2 *ey, float2 *ex, int n, int ky, int kx) {
     const long long k = blockIdx.x;
     const int i = blockIdx.y * blockDim.x + threadIdx.x;
@@ -27,6 +28,7 @@ __device__ inline const float2 *row_of(const float2 *spectra, long long t, int y
 }
 
 // One thread for each frequency of each place.
+extern "C"
 __global__ void aligned_sum(const float2 *spectra, const float2 *ey, const float2 *ex, float2 *out, float *power,
                             int n, int ky, int kx, int rows, int columns) {
     const int x = blockIdx.x * blockDim.x + threadIdx.x;
@@ -47,6 +49,7 @@ __global__ void aligned_sum(const float2 *spectra, const float2 *ey, const float
 }
 
 // One block for ROWS rows of one frame of one place; a warp takes a row at a time.
+extern "C"
 __global__ void correlation_moments(const float2 *spectra, const float2 *total, const float *weights, const int *columns,
                                     const float2 *ey, const float2 *ex, const float *fy, const float *fx, double *out,
                                     int n, int ky, int kx, int rows, int columns_of_frame) {
@@ -94,6 +97,7 @@ __global__ void correlation_moments(const float2 *spectra, const float2 *total, 
 }
 
 // Sums of values over rings; each block keeps a histogram of its own.
+extern "C"
 __global__ void ring_sums(const float *values, const int *rings, double *out, long long size, int n_rings) {
     extern __shared__ float histogram[];
     for (int i = threadIdx.x; i < n_rings; i += blockDim.x) histogram[i] = 0.0f;

@@ -2,6 +2,7 @@
 
 #define WARPS 8
 
+extern "C"
 __global__ void cut_patches(const float *images, const int *starts, const float *window, float *out, int n, int my,
                             int mx, int size) {
     const long long job = blockIdx.x;

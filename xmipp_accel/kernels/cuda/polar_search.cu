@@ -70,6 +70,7 @@ __device__ inline void add_turned(float (&cosines)[4][ANGLES], float (&sines)[4]
 // references: (R, Q, K); particles: (n, Q, K, padded_shifts), Q a multiple of 4 and padded_shifts of 12;
 // first_ring: (Q,); trig: (n_quarter, Q), cosine and sine of q psi_t; candidates: (n, T), -1 for none;
 // best, best_psi, best_shift: (n, T), left alone where there is no candidate.
+extern "C"
 __global__ void __launch_bounds__(THREADS, 2)
 polar_search(const float2* __restrict__ references, const float2* __restrict__ particles,
              const int* __restrict__ first_ring, const float2* __restrict__ trig,

@@ -29,6 +29,7 @@ __device__ float2 ramp(int kx, int ky, float shift_x, float shift_y, int origin,
 }
 
 // Images in the first corner of larger ones of zeros.
+extern "C"
 __global__ void pad_images(const float* __restrict__ images, float* __restrict__ padded_images, int box, int padded) {
   const int x = blockIdx.x * blockDim.x + threadIdx.x, y = blockIdx.y, image = blockIdx.z;
   if (x >= padded) return;
@@ -37,6 +38,7 @@ __global__ void pad_images(const float* __restrict__ images, float* __restrict__
       inside ? images[((size_t)image * box + y) * box + x] : 0.0f;
 }
 
+extern "C"
 __global__ void prepare_slices(const float2* __restrict__ transforms, const float* __restrict__ factors,
                                const float* __restrict__ table, float4* __restrict__ slices, int padded, int width,
                                int rows, int columns, int origin, float gain, float limit, int mode, int sideband,

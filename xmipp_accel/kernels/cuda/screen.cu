@@ -1,6 +1,7 @@
 // Which images can be used; twin of `_screen` in reconstruction/source.py.
 
 // A block for each image: one that holds a value that is not finite, or the same one everywhere, becomes zero.
+extern "C"
 __global__ void screen_images(float* images, bool* usable, long long pixels) {
   float* image = images + blockIdx.x * pixels;
   const float first = image[0];

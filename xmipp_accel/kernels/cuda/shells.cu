@@ -2,6 +2,7 @@
 
 // Blocks (any, planes) of whole warps, each warp on rows of its own. Along a row shells only grow, so that lanes of
 // one shell follow each other: their sum goes to shared memory in one addition.
+extern "C"
 __global__ void correlate_shells(const float2* __restrict__ a, const float2* __restrict__ b,
                                  double* __restrict__ out, int n) {
   extern __shared__ double sums[];

@@ -14,6 +14,7 @@ __device__ void load_panel(const double *factor, int first, int n, double (*pane
     }
 }
 
+extern "C"
 __global__ void solve_factored(const double *factors, const double *right, double *out, int n) {
     extern __shared__ double x[];
     __shared__ double panel[PANEL][PANEL + 1];

@@ -42,6 +42,7 @@ __device__ inline void weights(float t, float *w) {
 }
 
 // grids: for each image (gy, gx, 2) translations at the nodes (i * step, j * step).
+extern "C"
 __global__ void warp(const float *images, const float *grids, float *out, int ny, int nx, int gy, int gx, int step) {
     const int x = blockIdx.x * blockDim.x + threadIdx.x;
     const int y = blockIdx.y * blockDim.y + threadIdx.y;

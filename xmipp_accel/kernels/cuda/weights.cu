@@ -1,5 +1,6 @@
 // Spreading of the samples' weights alone; layouts as in kernels/reference/weights.py. The order of the sums varies.
 
+extern "C"
 __global__ void insert_weights(float* __restrict__ sums, int centre, int first, int planes,
                                const float4* __restrict__ slices, const float* __restrict__ matrices,
                                const float* __restrict__ curvature, const int* __restrict__ images, int rows,
