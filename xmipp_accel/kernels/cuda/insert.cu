@@ -64,9 +64,8 @@ struct Plane {
 
 __device__ Plane plane_of(const float* m, float curvature) {
   Plane plane;
-  plane.a = make_float3(m[0], m[1], m[2]), plane.b = make_float3(m[3], m[4], m[5]);
+  const float3 a = plane.a = make_float3(m[0], m[1], m[2]), b = plane.b = make_float3(m[3], m[4], m[5]);
   plane.n = make_float3(m[6], m[7], m[8]), plane.curve = curvature;
-  const float3 a = plane.a, b = plane.b;
   const float aa = dot3(a, a), bb = dot3(b, b), ab = dot3(a, b), scale = 1.0f / (aa * bb - ab * ab);
   plane.to_x = make_float3((bb * a.x - ab * b.x) * scale, (bb * a.y - ab * b.y) * scale, (bb * a.z - ab * b.z) * scale);
   plane.to_y = make_float3((aa * b.x - ab * a.x) * scale, (aa * b.y - ab * a.y) * scale, (aa * b.z - ab * a.z) * scale);
@@ -76,7 +75,7 @@ __device__ Plane plane_of(const float* m, float curvature) {
 // How far a sample reaches, and how much of it.
 template <int KERNEL>
 struct Spread {
-  const float* table;
+  const float* table;  // of `entries`, by squared distance up to radius^2
   int entries;
   float radius;
 
@@ -117,16 +116,18 @@ template <int KERNEL>
 __device__ float3 gather(const Plane& plane, const Spread<KERNEL>& spread, const float4* __restrict__ records,
                          int rows, int columns, float3 q) {
   const float u = dot3(plane.to_x, q), v = dot3(plane.to_y, q);
-  if (plane.curve == 0.0f)
-    return gather_around<KERNEL, false>(plane, spread, records, rows, columns, q, u, v);
+  if (plane.curve == 0.0f) return gather_around<KERNEL, false>(plane, spread, records, rows, columns, q, u, v);
   return gather_around<KERNEL, true>(plane, spread, records, rows, columns, q, u, v);
+}
+
+__device__ float largest_bend(const Plane& plane, int rows, int columns) {
+  return fabsf(plane.curve) * ((float)columns * columns + 0.25f * (float)rows * rows);
 }
 
 // How far from an image's plane, without its curvature, voxels may lie that get something.
 template <int KERNEL>
 __device__ float thickness(const Plane& plane, const Spread<KERNEL>& spread, int rows, int columns) {
-  const float farthest = (float)columns * columns + 0.25f * (float)rows * rows;
-  return spread.across(plane.n) + fabsf(plane.curve) * farthest + 1e-3f;
+  return spread.across(plane.n) + largest_bend(plane, rows, columns) + 1e-3f;
 }
 
 // Each sample adds to its eight neighbours.
@@ -145,11 +146,8 @@ __global__ void insert_trilinear(float4* volume, int centre, int first, int plan
   const float bend = curvature[image] * (kx * kx + ky * ky);
   const float* m = matrices + 9 * ((size_t)image * operators + blockIdx.z);
   float x = m[0] * kx + m[3] * ky + m[6] * bend, y = m[1] * kx + m[4] * ky + m[7] * bend;
-  float z = m[2] * kx + m[5] * ky + m[8] * bend;
-  float im = record.y;
-  if (x < 0.0f) {
-    x = -x, y = -y, z = -z, im = -im;
-  }
+  float z = m[2] * kx + m[5] * ky + m[8] * bend, im = record.y;
+  if (x < 0.0f) x = -x, y = -y, z = -z, im = -im;
   const float x0 = floorf(x), y0 = floorf(y), z0 = floorf(z);
   const float fx = x - x0, fy = y - y0, fz = z - z0;
   for (int corner = 0; corner < 8; corner++) {
@@ -176,9 +174,7 @@ struct Walk {
 
 // The Ewald sphere near a column that meets the plane at the sample (u, v): its distance from the plane there, and by
 // how much that of samples that come near may differ.
-struct Bend {
-  float middle, slack;
-};
+struct Bend { float middle, slack; };
 
 __device__ Bend bend_at(const Plane& plane, const Walk& walk, float u, float v, float wide, float high, int rows,
                         int columns) {
@@ -188,8 +184,7 @@ __device__ Bend bend_at(const Plane& plane, const Walk& walk, float u, float v, 
   const float du = fabsf(middle * (walk.u.x * n.x + walk.u.y * n.y)) + 2.0f * wide;
   const float dv = fabsf(middle * (walk.v.x * n.x + walk.v.y * n.y)) + 2.0f * high;
   const float slack = curve * (du * (2.0f * fabsf(u) + du) + dv * (2.0f * fabsf(v) + dv));
-  if (slack < 1.0f) return Bend{middle, slack};
-  return Bend{0.0f, curve * ((float)columns * columns + 0.25f * (float)rows * rows)};
+  return slack < 1.0f ? Bend{middle, slack} : Bend{0.0f, largest_bend(plane, rows, columns)};
 }
 
 __device__ float no_zero(float x) { return copysignf(fmaxf(fabsf(x), 1e-6f), x); }
@@ -207,6 +202,18 @@ __device__ Walk walk_of(const Plane& plane) {
   return walk;
 }
 
+// The block's image, and for all of its threads the plane and the columns.
+__device__ int enter(Plane& plane, Walk& walk, const float* matrices, const float* curvature, const int* images,
+                     int operators) {
+  const int image = images[blockIdx.y];
+  if (threadIdx.x == 0) {
+    plane = plane_of(matrices + 9 * ((size_t)image * operators + blockIdx.z), curvature[image]);
+    walk = walk_of(plane);
+  }
+  __syncthreads();
+  return image;
+}
+
 // Each column of voxels asks an image for what its samples give to any voxel of it; a block has EDGE^2 columns.
 extern "C"
 __global__ void __launch_bounds__(THREADS, 4)
@@ -215,12 +222,7 @@ __global__ void __launch_bounds__(THREADS, 4)
                              const int* __restrict__ images, int rows, int columns, int operators, float reach) {
   __shared__ Plane plane;
   __shared__ Walk walk;
-  const int image = images[blockIdx.y];
-  if (threadIdx.x == 0) {
-    plane = plane_of(matrices + 9 * ((size_t)image * operators + blockIdx.z), curvature[image]);
-    walk = walk_of(plane);
-  }
-  __syncthreads();
+  const int image = enter(plane, walk, matrices, curvature, images, operators);
   const float2 a = walk.across(plane.a), b = walk.across(plane.b), n = walk.across(plane.n);
   const float a_t = walk.along(plane.a), b_t = walk.along(plane.b), n_t = walk.along(plane.n);
   const float2 inverse = make_float2(1.0f / no_zero(a.x), 1.0f / no_zero(a.y));
@@ -283,12 +285,7 @@ __global__ void __launch_bounds__(THREADS, 4)
                         const float* __restrict__ table, int entries, float radius) {
   __shared__ Plane plane;
   __shared__ Walk walk;
-  const int image = images[blockIdx.y];
-  if (threadIdx.x == 0) {
-    plane = plane_of(matrices + 9 * ((size_t)image * operators + blockIdx.z), curvature[image]);
-    walk = walk_of(plane);
-  }
-  __syncthreads();
+  const int image = enter(plane, walk, matrices, curvature, images, operators);
   const Spread<BLOB> spread{table, entries, radius};
   const float spanned = thickness(plane, spread, rows, columns) / fabsf(walk.along(plane.n));
   const float u_margin = spread.along(plane.to_x) + fabsf(walk.along(plane.to_x)) * spanned;
@@ -330,8 +327,7 @@ __global__ void __launch_bounds__(LISTED, 2)
   const float half = 0.5f * (BRICK - 1);
   const float3 middle = make_float3(blockIdx.x * BRICK + half, blockIdx.y * BRICK + half - centre,
                                     blockIdx.z * BRICK + half + first - centre);
-  // Nothing in the corners of the volume.
-  if (sqrtf(dot3(middle, middle)) - half * sqrtf(3.0f) > reach) return;
+  if (sqrtf(dot3(middle, middle)) - half * sqrtf(3.0f) > reach) return;  // in a corner of the volume
   const Spread<KERNEL> spread{table, entries, radius};
   float3 total = make_float3(0.0f, 0.0f, 0.0f);
   for (int start = 0; start < count * operators; start += LISTED) {
