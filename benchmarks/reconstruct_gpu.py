@@ -27,6 +27,7 @@ from benchmarks.several_gpus import add_option, device_sets
 from xmipp_accel.backend import resolve_device, to_host
 from xmipp_accel.backend.devices import cuda_status
 from xmipp_accel.io.particles import read_particles, write_particles
+from xmipp_accel.io.publish import read_json
 from xmipp_accel.kernels.reference import insert as oracle
 from xmipp_accel.numerics.rotations import random_matrices
 from xmipp_accel.numerics.symmetry import symmetry_matrices
@@ -173,11 +174,18 @@ def case(folder, box, count, device, same_images):
     found["resolution, A"] = results[-1].resolution
     energy = joules(lambda: executor.reconstruct(particles, folder / "energy"), device)
     found["kJ per 100,000"] = energy and energy / 1e3 * 100_000 / count
-    command = [sys.executable, "-m", "xmipp_accel.cli", "reconstruct", str(star), "--output", str(folder / "out")]
+    release_device_memory(device)
+    return found | command(star, folder / "out", device), particles
+
+
+def command(star, output, device):
+    """Seconds of the command, and those of its stages; the rest are its start, the table and its end."""
+    words = [sys.executable, "-m", "xmipp_accel.cli", "reconstruct", star, "--output", output, "--device", device]
     start = time.perf_counter()
-    subprocess.run([*command, "--device", str(device)], check=True, capture_output=True)
-    found["command, s"] = time.perf_counter() - start
-    return found, particles
+    subprocess.run([str(word) for word in words], check=True, capture_output=True)
+    found = {"command, s": time.perf_counter() - start}
+    stages = read_json(output / "volume.json")["seconds"]
+    return found | {f"its {stage}, s": stages[stage] for stage in ("insert", "finish")}
 
 
 if __name__ == "__main__":
