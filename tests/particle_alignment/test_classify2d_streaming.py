@@ -248,6 +248,27 @@ def test_a_batch_keeps_all_devices_busy_alike(data, monkeypatch, devices):
     assert particles.max() == 100 // devices and len(rows) == 100
 
 
+def test_the_next_batch_is_read_while_one_is_used(data):
+    choices, begun = [np.arange(50), np.arange(50, 100), np.arange(20, 40)], threading.Event()
+    with Workers([CPU]) as workers:
+        source = classify2d_source.ParticleSource(data[0], Classify2DParameters(**QUICK), workers)
+        expected = [source.batch(rows) for rows in choices]
+        read = source.read
+        source.read = lambda rows: (begun.set() if rows[0] == 50 else None, read(rows))[1]
+        found = source.batches(choices)
+        batches = [next(found)]
+        assert begun.wait(timeout=10)
+        batches += found
+        for (batch, rows), (other, used) in zip(batches, expected):
+            np.testing.assert_array_equal(rows, used)
+            np.testing.assert_array_equal(*(np.concatenate(each.map(_samples)) for each in (batch, other)))
+    assert len(batches) == 3
+
+
+def _samples(_worker, _prepared, block, _rows):
+    return block.samples
+
+
 def test_each_device_has_a_reader_beside_those_ahead():
     """All blocks that may be read at once are: with fewer readers more devices would wait for them."""
     together = threading.Barrier(6)

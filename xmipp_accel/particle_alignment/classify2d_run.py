@@ -170,13 +170,13 @@ class ClassificationRun:
         self._enter(ASSIGN)
 
     def _learn(self):
-        """Online iterations, each of which reads the next batch of shuffled particles."""
+        """Online iterations, each with the next batch of shuffled particles, read during the one before."""
         state, size = self.state, min(self.state.batch, len(self.rows))
         passes = state.earlier > 0  # these particles come on top of others
         steps = -(-len(self.rows) // size) if passes else self.parameters.iterations
         total = state.total or Sums(state.model.numerator, state.model.denominator, state.model.noise)
-        while state.step < steps:
-            batch, used = self.source.batch(self._shuffled(state.step, size, once=passes))
+        choices = (self._shuffled(step, size, once=passes) for step in range(state.step, steps))
+        for batch, used in self.source.batches(choices):
             seen = (state.batches, len(used) / state.batch)
             model, total, objective, replaced = self.classifier.learn(batch, state.model, total, seen)
             state.model, state.total, state.batches = model, total, sum(seen)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import math
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
@@ -139,18 +141,35 @@ class ParticleSource:
 
     def batch(self, rows) -> tuple[Batch, np.ndarray]:
         """Particles of some rows at hand, and the rows of those that can be used."""
-        blocks, found = [], []
+        (found,) = self.batches([rows])
+        return found
+
+    def batches(self, choices):
+        """Yield what :meth:`batch` returns for each choice of rows; the next one's images are read meanwhile."""
+        reading: collections.deque = collections.deque()
+        with ThreadPoolExecutor(_SHARED_BY, "read") as readers:
+            for rows in choices:
+                reading.append([readers.submit(self.read, block) for block in self._even_blocks(rows)])
+                if len(reading) > 1:
+                    yield self._prepared(reading.popleft())
+            while reading:
+                yield self._prepared(reading.popleft())
+
+    def _prepared(self, images):
+        """Batch of the results of futures, which are dropped one after the other."""
+
+        def take(number):
+            future, images[number] = images[number], None
+            return future.result()
 
         def prepare(worker, _number, images):
             return (self.prepare(worker, images) if len(images.rows) else None), images.rows
 
-        parts = self._even_blocks(rows)
-        for block, good in self.workers.stream(self.read, prepare, parts, ahead=_SHARED_BY - 1):
-            blocks.append(block)
-            found.append(good)
-        if not any(map(len, found)):
+        found = list(self.workers.stream(take, prepare, range(len(images)), ahead=_SHARED_BY - 1))
+        blocks, rows = zip(*found)
+        if not any(map(len, rows)):
             raise ProcessingError("2D classification: every image is constant or has pixels that are not numbers")
-        return Batch(self.workers, blocks), np.concatenate(found)
+        return Batch(self.workers, list(blocks)), np.concatenate(rows)
 
     def _pieces(self, images, worker):
         step = max(8, worker.budget // (64 * self.box**2))
