@@ -17,7 +17,7 @@ _LOWEST = np.float32(-3e38)
 _PARTICLES = 16  # that one thread takes at a time
 
 
-@numba.njit(cache=True, fastmath=True)
+@numba.njit(cache=True, fastmath=True, forceinline=True)
 def _correlate(first, second, references, quads, products, others, lanes):
     """Sum conj(particle) * reference over 4 * quads rings for each lane and two particles."""
     for s in range(lanes):
@@ -46,7 +46,7 @@ def _correlate(first, second, references, quads, products, others, lanes):
             )
 
 
-@numba.njit(cache=True, fastmath=True)
+@numba.njit(cache=True, fastmath=True, forceinline=True)
 def _turn(products, quads, trig, other, work, lanes):
     """Cosine and sine parts of the even and of the odd harmonics at two angles, into rows 0 to 7 of `work`."""
     for s in range(8 * LANES):
@@ -72,7 +72,7 @@ def _turn(products, quads, trig, other, work, lanes):
             work[7 * LANES + s] += t1 * y1 + t3 * y3
 
 
-@numba.njit(cache=True, fastmath=True)
+@numba.njit(cache=True, fastmath=True, forceinline=True)
 def _keep_best(work, t, top, lanes):
     """Raise each lane's best (`top` rows 0, 1: score and t) by the four angles that belong to t."""
     number = np.float32(t)

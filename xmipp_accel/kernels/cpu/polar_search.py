@@ -15,7 +15,7 @@ _LOWEST = np.float32(-3e38)
 _TILE = 64
 
 
-@numba.njit(cache=True, fastmath=True)
+@numba.njit(cache=True, fastmath=True, forceinline=True)
 def _correlate(reference, particle, quads, products, lanes):
     """Sum conj(reference) * particle over 4 * quads rings for each lane."""
     for s in range(lanes):
@@ -36,7 +36,7 @@ def _correlate(reference, particle, quads, products, lanes):
             )
 
 
-@numba.njit(cache=True, fastmath=True)
+@numba.njit(cache=True, fastmath=True, forceinline=True)
 def _turn(products, octets, trig, work, t, lanes):
     """Raise each lane's best (work rows 4, 5: score and t) by the four angles that belong to t."""
     for s in range(lanes):
@@ -73,7 +73,7 @@ def _turn(products, octets, trig, work, t, lanes):
         work[4 * LANES + s] = value if value > top else top
 
 
-@numba.njit(cache=True, fastmath=True)
+@numba.njit(cache=True, fastmath=True, forceinline=True)
 def angle_index(products, s, trig, t, n_harmonics, quarter):
     """Which of the four angles of t reached the best score of lane s."""
     ce = se = co = so = np.float32(0)

@@ -24,7 +24,7 @@ def lanes_of(columns):
     return 16 * -(-columns // (16 * tiles))
 
 
-@numba.njit(cache=True, fastmath=True)
+@numba.njit(cache=True, fastmath=True, forceinline=True)
 def _multiply(values, rows, matrix, height, lanes, columns, sums):
     """First `columns` of ``values @ matrix`` from the first `rows`; the matrix (tiles, height, LANES) is flat."""
     sums[:columns] = 0
@@ -43,7 +43,7 @@ def _multiply(values, rows, matrix, height, lanes, columns, sums):
                 out[i] += (one + two) + (three + four) + five
 
 
-@numba.njit(cache=True, fastmath=True)
+@numba.njit(cache=True, fastmath=True, forceinline=True)
 def _move(samples, waves, shift_y, shift_x, base, phase, moved):
     """Samples (K, P) of a particle shifted, into `moved` (2, K, W)."""
     n_rings, n_angles = samples.shape
@@ -61,7 +61,7 @@ def _move(samples, waves, shift_y, shift_x, base, phase, moved):
             phase[1, j] = c * base[1, j] + s * base[0, j]
 
 
-@numba.njit(cache=True, fastmath=True)
+@numba.njit(cache=True, fastmath=True, forceinline=True)
 def _powers(theta, turn):
     """``exp(i q theta)``, into `turn` (even | odd q, H)."""
     factor, power = complex(math.cos(theta), math.sin(theta)), complex(1.0, 0.0)
@@ -70,7 +70,7 @@ def _powers(theta, turn):
         power *= factor
 
 
-@numba.njit(cache=True, fastmath=True)
+@numba.njit(cache=True, fastmath=True, forceinline=True)
 def _product(template, sign, present, turn, synthesis, lanes, values, moved, product):
     """Moved samples times the conjugate of the turned template's, into `product` (2, K, W)."""
     width = product.shape[2]
@@ -90,7 +90,7 @@ def _product(template, sign, present, turn, synthesis, lanes, values, moved, pro
             second[j] = y * a - x * b
 
 
-@numba.njit(cache=True, fastmath=True)
+@numba.njit(cache=True, fastmath=True, forceinline=True)
 def _spectrum(template, sign, present, turn, analysis, lanes, weights, values, moved, spectrum):
     """Harmonics of the moved samples times the conjugate of the turned template's, summed over rings."""
     width = moved.shape[2]
@@ -111,7 +111,7 @@ def _spectrum(template, sign, present, turn, analysis, lanes, weights, values, m
             second[i] = weights[parity, i] * (x * s + y * c)
 
 
-@numba.njit(cache=True, fastmath=True)
+@numba.njit(cache=True, fastmath=True, forceinline=True)
 def _scores(first, second, waves, scores):
     """Scores of the middle and, on both sides of it, of the moves that `waves` (n, 2, ...) hold.
 

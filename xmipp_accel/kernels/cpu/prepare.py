@@ -71,7 +71,7 @@ def _columns_inside(ky, limit, columns):
     return min(columns, int(math.sqrt(left) + 1e-9) + 1)
 
 
-@numba.njit(cache=True, fastmath=True)
+@numba.njit(cache=True, fastmath=True, forceinline=True)
 def _weigh(weight, f, ky, stop):
     weight[:] = f[7]
     if f[8] != 0:
@@ -79,7 +79,7 @@ def _weigh(weight, f, ky, stop):
             weight[kx] *= math.exp(-f[8] * np.float32(kx * kx + ky * ky))
 
 
-@numba.njit(cache=True, fastmath=True)
+@numba.njit(cache=True, fastmath=True, forceinline=True)
 def _phase(phase, f, ky, stop):
     for kx in range(stop):
         x2, y2, xy = np.float32(kx * kx), np.float32(ky * ky), np.float32(2 * kx * ky)
@@ -87,7 +87,7 @@ def _phase(phase, f, ky, stop):
         phase[kx] = f[0] * (x2 + y2) + f[1] * (x2 - y2) + f[2] * xy - stretched * stretched + f[6]
 
 
-@numba.njit(cache=True, fastmath=True)
+@numba.njit(cache=True, fastmath=True, forceinline=True)
 def _transfer(transfer, separation, ky, mode, sideband, stop):
     """Real and imaginary multiplier and weight, in place of the phases in the first row."""
     real, imaginary, square = transfer[0], transfer[1], transfer[2]
@@ -116,7 +116,7 @@ def _transfer(transfer, separation, ky, mode, sideband, stop):
         real[:stop] = 1
 
 
-@numba.njit(cache=True, fastmath={"contract", "nsz"})
+@numba.njit(cache=True, fastmath={"contract", "nsz"}, forceinline=True)
 def _sine(phase, stop):
     """Sine in place: the rest beside whole half-turns by its series, the sign by their number."""
     c, pi = _SINE, _PI
@@ -129,7 +129,7 @@ def _sine(phase, stop):
         phase[kx] = (rest + rest * r2 * series) * (np.float32(1.0) - np.float32(2.0) * odd)
 
 
-@numba.njit(cache=True, fastmath=True)
+@numba.njit(cache=True, fastmath=True, forceinline=True)
 def _write(records, source, transfer, weight, start, stop, inside):
     for kx in range(start, stop):
         value, shown = source[kx], weight[kx] if kx < inside else np.float32(0.0)

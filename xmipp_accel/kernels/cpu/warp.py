@@ -102,7 +102,7 @@ def _sample_border(coefficients, iy, ix, wy, wx):
     return total
 
 
-@numba.njit(cache=True, fastmath=True)
+@numba.njit(cache=True, fastmath=True, forceinline=True)
 def _sample(c, y, x, sy, sx):
     """Value at (y + sy, x + sx)."""
     ny, nx = c.shape
@@ -122,7 +122,7 @@ def _sample(c, y, x, sy, sx):
     return total
 
 
-@numba.njit(cache=True, fastmath=True)
+@numba.njit(cache=True, fastmath=True, forceinline=True)
 def _sample_run(rows, by, bx, sy, sx, dy, dx, out):
     """Values along a run of pixels whose shifts have the same whole parts; `rows` begin with the first tap."""
     r0, r1, r2, r3 = rows
