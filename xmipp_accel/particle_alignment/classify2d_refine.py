@@ -83,6 +83,8 @@ def _on_host(particles, rows, templates, labels, mirrored, theta, shift, space, 
     grid, (step, turn_step) = particles.grid, _steps(space)
     theta, shift = theta.astype(np.float32), shift.astype(np.float32)
     score = np.empty(len(rows), dtype=np.float32)
+    # One layout of every array, here and below, or the kernels are compiled for each.
+    rows, labels, mirrored = (np.ascontiguousarray(array) for array in (rows, labels, mirrored))
     waves, synthesis, analysis, weights = _tables(grid)
     planes, turns = _moves(grid, step, turn_step, rounds)
     steps = step, turn_step, _DIVISOR, space.max_shift
@@ -97,7 +99,8 @@ def _on_host(particles, rows, templates, labels, mirrored, theta, shift, space, 
 def _aligned_on_host(samples, rows, theta, shift, mirrored, grid, _budget):
     result = np.empty((len(rows), samples.shape[1], grid.n_harmonics), dtype=np.complex64)
     waves, _, analysis, _ = _tables(grid)
-    samples, theta, shift = np.ascontiguousarray(samples), theta.astype(np.float32), shift.astype(np.float32)
+    theta, shift = theta.astype(np.float32), shift.astype(np.float32)
+    samples, rows, mirrored = (np.ascontiguousarray(array) for array in (samples, rows, mirrored))
     with kernel_turn:
         cpu_kernel.align_pairs(samples, rows, mirrored, theta, shift, waves, analysis, result)
     return result
