@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from xmipp_accel.backend import array_module, to_host
 from xmipp_accel.errors import InputFileError, ParameterError
 from xmipp_accel.io.files import open_input, read_bytes, read_into
 from xmipp_accel.io.publish import atomic_path
@@ -223,7 +224,7 @@ def section_writer(path, sampling_rate, *, volume):
     Yields
     ------
     callable
-        Appends an array (sections, rows, columns). The file appears when the context ends without an error, and
+        Appends an array (sections, rows, columns) of the host or a GPU. The file appears when the context ends without an error, and
         needs one section at least.
     """
     with atomic_path(path) as temporary, open(temporary, "wb") as file:
@@ -252,7 +253,7 @@ class _Sections:
             raise ParameterError(f"{self.path}: expected sections as before, {self.kind}, found {kind}")
         self.kind, self.count = kind, self.count + len(sections)
         self.statistics.add(sections)
-        pixels = np.ascontiguousarray(sections).astype(sections.dtype.newbyteorder("<"), copy=False)
+        pixels = np.ascontiguousarray(to_host(sections)).astype(sections.dtype.newbyteorder("<"), copy=False)
         self.file.write(pixels.data)
 
     def header(self, sampling_rate, volume) -> bytes:
@@ -272,17 +273,27 @@ class _Statistics:
         self.mean = self.squares = 0.0
 
     def add(self, array):
-        # Neither NumPy, which squares halves as halves, nor Numba has arithmetic for them.
+        low, high, mean, squares = _moments(array)
+        self.low, self.high = min(self.low, low), max(self.high, high)
+        total = self.count + array.size
+        difference = mean - self.mean
+        self.squares += squares + difference**2 * self.count * array.size / total
+        self.mean += difference * array.size / total
+        self.count = total
+
+
+def _moments(array):
+    """Extremes and mean of an array of the host or a GPU, and the sum of the squared deviations from the mean."""
+    xp = array_module(array)
+    # Neither NumPy, which squares halves as halves, nor Numba has arithmetic for them.
+    values = array.astype(np.float32) if array.dtype == np.float16 else array
+    if xp is np:
         from xmipp_accel.kernels.cpu.moments import moments  # numba takes a while to load
 
-        values = array.astype(np.float32) if array.dtype == np.float16 else array
-        low, high, mean, squares = moments(np.ascontiguousarray(values).ravel())
-        self.low, self.high = min(self.low, low), max(self.high, high)
-        total = self.count + values.size
-        difference = mean - self.mean
-        self.squares += squares + difference**2 * self.count * values.size / total
-        self.mean += difference * values.size / total
-        self.count = total
+        return moments(np.ascontiguousarray(values).ravel())
+    mean = values.mean(dtype=np.float64)
+    squares = xp.square(values - mean).sum(dtype=np.float64)
+    return to_host(xp.stack([values.min(), values.max(), mean, squares])).tolist()
 
 
 def _header_bytes(shape, mode, sampling_rate, volume, statistics) -> bytes:

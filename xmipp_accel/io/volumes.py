@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 
-from xmipp_accel.backend import to_host
 from xmipp_accel.errors import InputFileError, ParameterError
 from xmipp_accel.io import mrc, spider
 from xmipp_accel.io.images import SPIDER_SUFFIXES
@@ -72,4 +71,4 @@ def write_volume(path, array, sampling_rate):
     planes = max(1, PART_BYTES // (4 * array[0].size))
     with mrc.section_writer(path, sampling_rate, volume=True) as append:
         for first in range(0, len(array), planes):
-            append(to_host(array[first : first + planes]).astype(np.float32, copy=False))
+            append(array[first : first + planes].astype(np.float32, copy=False))
