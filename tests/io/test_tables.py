@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from xmipp_accel.errors import InputFileError, ParameterError
-from xmipp_accel.io.tables import read_blocks, write_blocks
+from xmipp_accel.io.tables import _Parser, read_blocks, write_blocks
 
 STAR = """
 # version 30001
@@ -85,6 +85,43 @@ def test_windows_line_ends_and_a_trailing_comment(tmp_path):
 def test_a_file_that_does_not_fit_names_the_line(tmp_path, text, expected):
     with pytest.raises(InputFileError, match=expected):
         _read(tmp_path, text)
+
+
+def _long(change, line, columns):
+    """A table of 2400 rows, of which the one in file line `line` is changed."""
+    rows = ["data_a", "loop_", *("_" + "bc"[place] for place in range(columns))]
+    rows += [" ".join(["7", str(row)][:columns]) for row in range(2400)]
+    rows[line - 1 : line] = change(rows[line - 1])
+    return "\n".join(rows) + "\n"
+
+
+@pytest.mark.parametrize("columns", [1, 2])
+@pytest.mark.parametrize("line", [1500, 2024, 2025])
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda row: [row],
+        lambda row: [row, ""],
+        lambda row: ["# aside", row],
+        lambda row: [row + " # aside"],
+        lambda row: [row.replace("7", "'seven up'")],
+        lambda row: [row.replace("7", "data_7")],
+        lambda row: [row, "data_b", "loop_", "_d", "1", "2", ""],
+        lambda row: [row, "loop_"],
+        lambda row: [row + " 7"],
+        lambda row: ["7", row + " 8"],
+        lambda row: ["_7" + row],
+    ],
+)
+def test_long_tables_read_at_once_are_what_they_are_line_by_line(tmp_path, monkeypatch, change, line, columns):
+    found = []
+    for at_once in (_Parser.rows_at_once, lambda *_: False):
+        monkeypatch.setattr(_Parser, "rows_at_once", at_once)
+        try:
+            found.append(_read(tmp_path, _long(change, line, columns)))
+        except InputFileError as error:
+            found.append(str(error))
+    np.testing.assert_equal(*found)
 
 
 def test_what_is_no_text_is_refused(tmp_path):

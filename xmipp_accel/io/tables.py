@@ -20,6 +20,8 @@ from xmipp_accel.io.publish import atomic_path
 
 _TOKEN = re.compile(r"""'([^']*)'(?=\s|$)|"([^"]*)"(?=\s|$)|(\S+)""")
 _LABEL = re.compile(r"_[A-Za-z][A-Za-z0-9_.\-]*")
+_LINES = 1024  # at once
+_END = "\0"  # of a line: no file of text holds it
 
 
 def read_blocks(path) -> dict[str, dict[str, Any]]:
@@ -43,8 +45,11 @@ def parse_blocks(path, text) -> dict[str, dict[str, Any]]:
     """As :func:`read_blocks`, of a file's text; `path` is what errors name."""
     parser = _Parser(path)
     *lines, rest = text.split("\n")
-    for number, line in enumerate(lines, start=1):
-        parser.line(number, line)
+    for first in range(0, len(lines), _LINES):
+        stretch = lines[first : first + _LINES]
+        if not parser.rows_at_once(stretch):
+            for number, line in enumerate(stretch, start=first + 1):
+                parser.line(number, line)
     if rest.strip() and not rest.lstrip().startswith("#"):
         raise InputFileError(
             path, "a line end after the last value", "a last line without, as in a file cut short"
@@ -64,7 +69,7 @@ class _Parser:
 
     def _start_block(self):
         self.labels: list[str] = []
-        self.rows: list[list[str]] = []
+        self.columns: list[list[str]] = []  # begun by the first row
         self.values: list[str] = []
         self.loop = False
 
@@ -83,7 +88,7 @@ class _Parser:
             if self.loop or self.labels:
                 self.fail(number, "one table a block", "another loop_")
             self.loop = True
-        elif line[0] == "_" and not self.rows:
+        elif line[0] == "_" and not self.columns:
             self._label(number, line)
         elif self.loop and self.labels:
             self._row(number, line)
@@ -113,7 +118,26 @@ class _Parser:
         row = self._split(number, line)
         if len(row) != len(self.labels):
             self.fail(number, f"{len(self.labels)} values", f"{len(row)}")
-        self.rows.append(row)
+        self._append(row[place : place + 1] for place in range(len(row)))
+
+    def _append(self, parts):
+        self.columns = self.columns or [[] for _ in self.labels]
+        for column, part in zip(self.columns, parts):
+            column.extend(part)
+
+    def rows_at_once(self, lines) -> bool:
+        """Take lines of a table that has begun, or none of them where one may be anything but a plain row."""
+        if not self.columns:
+            return False
+        text = f" {_END} ".join([*lines, ""])
+        tokens, width = text.split(), len(self.labels) + 1
+        heads = "\n".join(["", *tokens[::width]])
+        plain = not any(mark in text for mark in "'\"#") and "\ndata_" not in heads and "\nloop_" not in heads
+        # With an end wherever one is expected, and no others, every line has its number of values.
+        if not (plain and len(tokens) == width * len(lines) == width * tokens[width - 1 :: width].count(_END)):
+            return False
+        self._append(tokens[place::width] for place in range(width - 1))
+        return True
 
     def _split(self, number, line) -> list[str]:
         if not ("'" in line or '"' in line or "#" in line):
@@ -136,8 +160,10 @@ class _Parser:
             return
         if self.loop and not self.labels:
             raise InputFileError(self.path, f"labels after loop_ in block {self.name!r}", "none")
-        rows = self.rows if self.loop else [self.values]
-        columns = list(zip(*rows)) if rows else [()] * len(self.labels)
+        if self.loop:
+            columns = self.columns or [[] for _ in self.labels]
+        else:
+            columns = [[value] for value in self.values]
         self.blocks[self.name] = {label: _typed(column) for label, column in zip(self.labels, columns)}
 
 
@@ -147,10 +173,10 @@ def _typed(column):
     if column and text.isascii() and "_" not in text:
         for kind, dtype in ((int, np.int64), (float, np.float64)):
             try:
-                return np.array([kind(value) for value in column], dtype=dtype)
+                return np.fromiter(map(kind, column), dtype, len(column))
             except (ValueError, OverflowError):
                 continue
-    return list(column)
+    return column
 
 
 def write_blocks(path, blocks: Mapping[str, Mapping[str, Any]]):
