@@ -13,7 +13,6 @@ import numpy as np
 from scipy.special import i0
 
 from xmipp_accel.backend import array_module, cuda_kernel, kernel_turn
-from xmipp_accel.kernels.cpu.fourier_sample import fourier_sample
 
 _OVERSAMPLING = 2
 _TABLE = 4096
@@ -73,6 +72,8 @@ class VolumeSpectrum:
         xp = array_module(self.spectrum)
         flat = xp.ascontiguousarray(points.reshape(-1, 3) * _OVERSAMPLING, dtype=np.float32)
         if xp is np:
+            from xmipp_accel.kernels.cpu.fourier_sample import fourier_sample  # Numba takes a while to load
+
             with kernel_turn:
                 values = fourier_sample(self.spectrum, flat, self._weights, self.width)
         else:

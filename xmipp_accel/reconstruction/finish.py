@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 
 from xmipp_accel.backend import array_module, chunks, cuda_kernel, fft_module, from_host, on_all_cores, to_host
-from xmipp_accel.kernels.cpu import divide as cpu
 from xmipp_accel.reconstruction.blob import TABLE_SIZE, blob_values
 from xmipp_accel.reconstruction.geometry import VolumeGrid
 from xmipp_accel.reconstruction.gridding import Gridding
@@ -107,6 +106,8 @@ def shell_weights(sums, limit):
     """See :func:`xmipp_accel.kernels.reference.divide.shell_weights`; on the host."""
     xp = array_module(sums)
     if xp is np:
+        from xmipp_accel.kernels.cpu import divide as cpu  # Numba takes a while to load
+
         return cpu.shell_weights(sums, limit)
     out = xp.zeros((2, 2 * sums.shape[2] + 1))
     blocks = -(-sums.shape[1] // ROWS), sums.shape[0]
@@ -129,6 +130,8 @@ def _divide(spectrum, sums, first, added, grid):
 def divide(spectrum, sums, first, added, floor, least, limit):
     """See :func:`xmipp_accel.kernels.reference.divide.divide`."""
     if array_module(sums) is np:
+        from xmipp_accel.kernels.cpu import divide as cpu
+
         cpu.divide(spectrum, sums, first, added, floor, least, limit)
         return
     padded, rows, columns = spectrum.shape

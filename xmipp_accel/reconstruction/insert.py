@@ -1,4 +1,7 @@
-"""Chooses the twin of each insertion kernel by the device that holds the arrays."""
+"""Chooses the twin of each insertion kernel by the device that holds the arrays.
+
+Those of the CPU are imported where they are called: Numba takes a while to load, and a GPU does without.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +10,6 @@ from typing import Any
 import numpy as np
 
 from xmipp_accel.backend import array_module, cuda_kernel, from_host, kernel_turn
-from xmipp_accel.kernels.cpu import insert as cpu
-from xmipp_accel.kernels.cpu import nearest as cpu_nearest
-from xmipp_accel.kernels.cpu import prepare as cpu_prepare
 
 BLOCK = 256
 BRICK, EDGE = 8, 32  # as in insert.cu
@@ -38,7 +38,9 @@ def prepare_slices(
     arrays: list[Any] = [xp.ascontiguousarray(a) for a in (transforms, factors, table)]
     flags = mode, sideband, inside_only, once
     if xp is np:
-        cpu_prepare.prepare_slices(arrays, origin, gain, limit, flags, slices)
+        from xmipp_accel.kernels.cpu import prepare as cpu
+
+        cpu.prepare_slices(arrays, origin, gain, limit, flags, slices)
         return slices
     if not table.size:
         arrays[-1] = np.intp(0)
@@ -52,6 +54,8 @@ def prepare_slices(
 def insert_trilinear(sums, first, slices, matrices, curvature, images, how=FASTEST[TRILINEAR]):
     """See :func:`xmipp_accel.kernels.reference.insert.insert_trilinear`; `how` matters on a GPU alone."""
     if array_module(sums) is np:
+        from xmipp_accel.kernels.cpu import insert as cpu
+
         with kernel_turn:
             cpu.insert_trilinear(sums, first, slices, matrices, curvature, images)
     elif how == "scatter":
@@ -70,6 +74,8 @@ def insert_blob(sums, first, slices, matrices, curvature, images, table, radius,
     """See :func:`xmipp_accel.kernels.reference.insert.insert_blob`; `how` matters on a GPU alone."""
     xp = array_module(sums)
     if xp is np:
+        from xmipp_accel.kernels.cpu import insert as cpu
+
         with kernel_turn:
             cpu.insert_blob(sums, first, slices, matrices, curvature, images, table, radius, reach)
     else:
@@ -84,8 +90,10 @@ def insert_blob(sums, first, slices, matrices, curvature, images, table, radius,
 def insert_nearest(sums, first, slices, matrices, images, reach):
     """See :func:`xmipp_accel.kernels.reference.insert.insert_nearest`."""
     if array_module(sums) is np:
+        from xmipp_accel.kernels.cpu import nearest as cpu
+
         with kernel_turn:
-            cpu_nearest.insert_nearest(sums, first, slices, matrices, images, reach)
+            cpu.insert_nearest(sums, first, slices, matrices, images, reach)
     else:
         flat = np.zeros(len(slices), np.float32)
         blocks = _blocks(sums.shape[1] ** 2)

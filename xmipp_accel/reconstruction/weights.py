@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 
 from xmipp_accel.backend import array_module, cuda_kernel, from_host, kernel_turn
-from xmipp_accel.kernels.cpu import weights as cpu
 
 BLOCK = 256
 
@@ -14,6 +13,8 @@ def insert_weights(sums, first, slices, matrices, curvature, images, table, radi
     """See :func:`xmipp_accel.kernels.reference.weights.insert_weights`; in place on float32 sums."""
     xp = array_module(sums)
     if xp is np:
+        from xmipp_accel.kernels.cpu import weights as cpu  # Numba takes a while to load
+
         with kernel_turn:
             cpu.insert_weights(sums, first, slices, matrices, curvature, images, table, radius)
     elif len(images):
