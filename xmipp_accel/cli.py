@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import logging
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from xmipp_accel import __version__
@@ -244,15 +246,21 @@ def run_tracks(options) -> int:
     return 0
 
 
+@contextlib.contextmanager
+def _starting(options):
+    """Future of the devices, which start in the meantime: a GPU takes half a second."""
+    with ThreadPoolExecutor(1) as pool:
+        yield pool.submit(resolve_devices, options.device)
+
+
 def run_align(options) -> int:
     """Align particles to references."""
-    from xmipp_accel.io.particles import read_particles
-    from xmipp_accel.particle_alignment.executor import AlignSignificantExecutor
+    with _starting(options) as devices:
+        from xmipp_accel.io.particles import read_particles
+        from xmipp_accel.particle_alignment.executor import AlignSignificantExecutor
 
-    executor = AlignSignificantExecutor(
-        AlignSignificantParameters.from_arguments(options), *resolve_devices(options.device)
-    )
-    particles = read_particles(options.particles)
+        particles = read_particles(options.particles)
+    executor = AlignSignificantExecutor(AlignSignificantParameters.from_arguments(options), *devices.result())
     with _Progress("particles") as progress:
         result = executor.align(particles, options.references, options.output, progress=progress)
     print(result.summary())
@@ -261,12 +269,12 @@ def run_align(options) -> int:
 
 def run_classify(options) -> int:
     """Sort particles into classes."""
-    from xmipp_accel.io.particles import read_particles
-    from xmipp_accel.particle_alignment.classify2d_executor import Classify2DExecutor
+    with _starting(options) as devices:
+        from xmipp_accel.io.particles import read_particles
+        from xmipp_accel.particle_alignment.classify2d_executor import Classify2DExecutor
 
-    devices = resolve_devices(options.device)
-    executor = Classify2DExecutor(Classify2DParameters.from_arguments(options), *devices)
-    particles = read_particles(options.particles)
+        particles = read_particles(options.particles)
+    executor = Classify2DExecutor(Classify2DParameters.from_arguments(options), *devices.result())
     with _Progress("iterations") as progress:
         result = executor.classify(
             particles,
@@ -296,13 +304,12 @@ def run_initial_volume(options) -> int:
 
 def run_reconstruct(options) -> int:
     """Reconstruct a volume."""
-    from xmipp_accel.io.particles import read_particles
-    from xmipp_accel.reconstruction.executor import ReconstructFourierExecutor
+    with _starting(options) as devices:
+        from xmipp_accel.io.particles import read_particles
+        from xmipp_accel.reconstruction.executor import ReconstructFourierExecutor
 
-    executor = ReconstructFourierExecutor(
-        ReconstructFourierParameters.from_arguments(options), *resolve_devices(options.device)
-    )
-    particles = read_particles(options.particles)
+        particles = read_particles(options.particles)
+    executor = ReconstructFourierExecutor(ReconstructFourierParameters.from_arguments(options), *devices.result())
     with _Progress("particles") as progress:
         result = executor.reconstruct(
             particles, options.output, name=options.name, progress=progress, state=options.state
