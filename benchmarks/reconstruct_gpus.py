@@ -53,7 +53,7 @@ def _resident(particles, devices):
     parameters = decide(ReconstructFourierParameters(), particles)
     selection, rate = select(parameters, particles), particles.sampling_rate
     sums = [FourierAccumulator(parameters, device, particles.box, rate) for device in devices]
-    size = sums[0].batch_size(images=len(selection.rows))
+    size = sums[0].batch_size()
     (part,) = selection.ranges()
     for accumulator in sums:
         accumulator.plan(selection.group(part), selection.views.optics)

@@ -11,8 +11,7 @@ from xmipp_accel.errors import InputFileError, ParameterError, ProcessingError
 from xmipp_accel.io.images import read_stack, write_stack
 from xmipp_accel.io.optics_groups import OpticsGroup
 from xmipp_accel.io.volumes import read_volume, write_volume
-from xmipp_accel.numerics import projection
-from xmipp_accel.reconstruction import insert
+from xmipp_accel.kernels.cpu import fourier_sample, insert, nearest
 from xmipp_accel.reconstruction.accumulator import FourierAccumulator
 from xmipp_accel.reconstruction.executor import ReconstructFourierExecutor
 from xmipp_accel.reconstruction.noise import noise_power
@@ -258,10 +257,13 @@ def test_devices_take_turns_at_parallel_kernels(tmp_path, monkeypatch, method):
 
         return called
 
-    monkeypatch.setattr(insert.cpu, "insert_trilinear", alone(insert.cpu.insert_trilinear))
-    monkeypatch.setattr(insert.cpu, "insert_blob", alone(insert.cpu.insert_blob))
-    monkeypatch.setattr(insert.cpu_nearest, "insert_nearest", alone(insert.cpu_nearest.insert_nearest))
-    monkeypatch.setattr(projection, "fourier_sample", alone(projection.fourier_sample))
+    for module, kernel in (
+        (insert, "insert_trilinear"),
+        (insert, "insert_blob"),
+        (nearest, "insert_nearest"),
+        (fourier_sample, "fourier_sample"),
+    ):
+        monkeypatch.setattr(module, kernel, alone(getattr(module, kernel)))
     particles = particles_on_disk(tmp_path, 30, BOX)
     write_volume(tmp_path / "map.mrc", phantom().volume(BOX, SAMPLING), SAMPLING)
     run(particles, tmp_path, [CPU] * 3, batch_size=5, method=method, subtract=str(tmp_path / "map.mrc"))

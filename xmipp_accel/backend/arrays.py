@@ -77,6 +77,11 @@ def free_bytes(xp) -> int:
     return min(free, pool.get_limit() - pool.used_bytes()) if pool.get_limit() else free
 
 
+def mean(array):
+    """Mean of all values, where they lie; CuPy's own takes seconds to be compiled when it is new to a machine."""
+    return array.sum() / array.size
+
+
 def trim_heap(xp):
     """Give the system back what the C library keeps of freed arrays, in the heaps of other threads above all."""
     trim = _malloc_trim()

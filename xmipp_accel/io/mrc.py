@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from xmipp_accel.backend import array_module, to_host
+from xmipp_accel.backend import array_module, mean, to_host
 from xmipp_accel.errors import InputFileError, ParameterError
 from xmipp_accel.io.files import open_input, read_bytes, read_into
 from xmipp_accel.io.publish import atomic_path
@@ -224,8 +224,8 @@ def section_writer(path, sampling_rate, *, volume):
     Yields
     ------
     callable
-        Appends an array (sections, rows, columns) of the host or a GPU. The file appears when the context ends without an error, and
-        needs one section at least.
+        Appends an array (sections, rows, columns) of the host or a GPU. The file appears when the context ends
+        without an error, and needs one section at least.
     """
     with atomic_path(path) as temporary, open(temporary, "wb") as file:
         sections = _Sections(path, file)
@@ -291,9 +291,9 @@ def _moments(array):
         from xmipp_accel.kernels.cpu.moments import moments  # numba takes a while to load
 
         return moments(np.ascontiguousarray(values).ravel())
-    mean = values.mean(dtype=np.float64)
-    squares = xp.square(values - mean).sum(dtype=np.float64)
-    return to_host(xp.stack([values.min(), values.max(), mean, squares])).tolist()
+    values = values.astype(np.float64)
+    centre = mean(values)
+    return to_host(xp.stack([values.min(), values.max(), centre, xp.square(values - centre).sum()])).tolist()
 
 
 def _header_bytes(shape, mode, sampling_rate, volume, statistics) -> bytes:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from xmipp_accel.backend import array_module, chunks, cuda_kernel, fft_module, to_host
+from xmipp_accel.backend import array_module, chunks, cuda_kernel, fft_module, mean, to_host
 from xmipp_accel.errors import ParameterError
 
 THREADS = 256
@@ -58,7 +58,7 @@ def half_transform(volume, mask=None):
     xp = array_module(volume)
     if mask is not None:
         volume = volume * mask
-    return fft_module(volume).rfftn((volume - volume.mean()).astype(xp.float32, copy=False))
+    return fft_module(volume).rfftn((volume - mean(volume)).astype(xp.float32, copy=False))
 
 
 def shell_sums(a, b) -> np.ndarray:

@@ -85,7 +85,7 @@ def _derivatives(grid, references, weights, samples, pose):
     ky, kx = xp.asarray(grid.frequencies * (-2 * math.pi / grid.box), dtype=np.float32)
 
     def total(array):
-        return to_host(array.reshape(b, -1).sum(axis=1, dtype=np.float64))
+        return to_host(array.reshape(b, -1).astype(np.float64).sum(axis=1))
 
     product = xp.conj(r0) * particle
     turning = xp.conj(r1) * particle

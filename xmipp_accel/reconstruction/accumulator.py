@@ -24,9 +24,8 @@ from xmipp_accel.reconstruction.symmetry import factorise
 
 logger = logging.getLogger(__name__)
 
-# Of images: page-locking memory for larger batches takes longer than they save, but in long runs.
+# Of images: page-locking memory for larger batches takes longer than they save.
 LARGEST_BATCH, LARGEST_BYTES = 2048, 1 << 27
-LONG_RUN, LARGEST_BYTES_THEN = 1 << 34, 1 << 28
 SIDEBANDS = {"none": ((0, 0),), "standard": ((1, 1), (-1, -1)), "reversed": ((1, -1), (-1, 1))}
 
 
@@ -124,15 +123,13 @@ class FourierAccumulator:
         """Bytes that the most demanding moment of making maps takes besides the sums."""
         return self._inversion.finish_bytes(self.groups)
 
-    def batch_size(self, box=None, images=0) -> int:
+    def batch_size(self, box=None) -> int:
         """How many images one call of :meth:`insert` should get.
 
         Parameters
         ----------
         box : int, optional
             Of the images, px; the map's by default.
-        images : int
-            How many there are in all.
         """
         if self.parameters.batch_size > 0:
             return self.parameters.batch_size
@@ -144,9 +141,7 @@ class FourierAccumulator:
         # What is free differs from run to run, and with the batches the order of additions.
         if self.device.kind == "cuda" and not self.parameters.deterministic:
             budget = 0.2 * self.device.free_memory()
-        pixels = 4 * g.box**2
-        largest = LARGEST_BYTES_THEN if images * pixels > LONG_RUN else LARGEST_BYTES
-        return int(max(1, min(budget / image, LARGEST_BATCH, largest / pixels)))
+        return int(max(1, min(budget / image, LARGEST_BATCH, LARGEST_BYTES / (4 * g.box**2))))
 
     def place(self, views, group: OpticsGroup | None = None) -> Placement:
         """Where images of an optics group, by default of the map's box and pixels, go; see :class:`Placement`.

@@ -7,7 +7,7 @@ import logging
 
 import numpy as np
 
-from xmipp_accel.backend import array_module, fft_module
+from xmipp_accel.backend import array_module, fft_module, mean
 from xmipp_accel.errors import InputFileError
 from xmipp_accel.io.volumes import SPACING_TOLERANCE, read_volume
 from xmipp_accel.numerics.fsc import (
@@ -133,7 +133,7 @@ def compare_halves(half1, half2, sampling_rate, mask_diameter=0.0, mask=None, se
     shell = int(np.append(unmasked < RANDOMISE_BELOW, True).argmax())
     randomised = masked
     if shell <= box // 2:
-        levels = half1.mean(), half2.mean()
+        levels = mean(half1), mean(half2)
         for number, level in enumerate(levels):
             spectra[number] = _with_random_phases(spectra[number], shell, (seed, number), level, mask)
         randomised = correlation_curve(shell_sums(*spectra))

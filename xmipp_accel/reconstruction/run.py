@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import bisect
 import dataclasses
-import functools
 import itertools
 import logging
 import threading
@@ -181,7 +180,7 @@ class Insertion:
         return first
 
     def _insert_all(self, accumulators, total):
-        size_of = functools.partial(accumulators[0].batch_size, images=len(self.selection.rows))
+        size_of = accumulators[0].batch_size
         dealers = self._deal(self.selection.batches(size_of))
         with ThreadPoolExecutor(len(accumulators)) as pool, ThreadPoolExecutor(1) as placing:
             place = self._places(accumulators[0], size_of, placing)
