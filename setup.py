@@ -39,7 +39,7 @@ setup(
     },
     entry_points={
         "pyworkflow.plugin": [f"{PACKAGE} = {PACKAGE}"],
-        "console_scripts": [f"xmipp-accel = {PACKAGE}.cli:main"],
+        "console_scripts": [f"xmipp-accel = {PACKAGE}.cli:run"],
     },
     install_requires=[
         "scipion-pyworkflow>=3.11,<4",

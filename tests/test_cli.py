@@ -89,6 +89,20 @@ def test_an_error_is_one_line_that_names_the_file(capsys, tmp_path):
     assert "absent.star" in lines[0]
 
 
+def test_the_process_ends_with_the_status_and_all_that_was_said(tmp_path):
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+
+    def run(*words):
+        words = [sys.executable, "-m", "xmipp_accel.cli", *words]
+        return subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True)
+
+    done = run("reconstruct", "absent.star", "--output", "out")
+    assert done.returncode == 1 and len(done.stderr.splitlines()) == 1 and "absent.star" in done.stderr
+    done = run("tune", "--show")
+    assert done.returncode == 0 and done.stdout.endswith("\n") and not done.stderr
+    assert run("align").returncode == 2
+
+
 def test_a_parameter_out_of_range_is_one_line(capsys, tmp_path):
     status = cli.main(["movies", "a.mrc", "--output", str(tmp_path), "--bin-factor", "0.2"])
     assert status == 1
