@@ -8,6 +8,7 @@ files. Nothing is tuned for any set of particles.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import shutil
 import statistics
 import tempfile
@@ -47,6 +48,7 @@ VIEW_SETS = (
     ("snr01_ctf", 0.1, 21, True),
 )
 SEEDS = 0, 1, 2
+INSTALMENTS = 5
 
 
 def main():
@@ -121,6 +123,8 @@ def classification(folder, quick, aspire_python):
         purities, left, seconds = zip(*runs)
         figures |= {f"purity_{key}": statistics.mean(purities), f"classes_{key}": min(left)}
         figures[f"classify_{key}_s"] = statistics.median(seconds)
+        growing = statistics.mean(classify_in_instalments(made, folder, seed) for seed in SEEDS)
+        figures[f"instalments_{key}"] = growing
         relion = [None] * 3
         if shutil.which(class_peers.RELION) and key in ("snr05", "snr01"):
             relion = relion_classes(made, folder)
@@ -130,11 +134,24 @@ def classification(folder, quick, aspire_python):
             aspire = class_peers.run_aspire(made, folder / "aspire", count // CLASSES, aspire_python)
             figures |= {f"aspire_same_view_{key}": aspire[0], f"aspire_{key}_s": aspire[1]}
         others = [*relion, *aspire]
-        rows.append([key, *purities, statistics.mean(purities), min(left), statistics.median(seconds), *others])
+        ours = *purities, statistics.mean(purities), min(left), statistics.median(seconds), growing
+        rows.append([key, *ours, *others])
     columns = [f"{count} particles", *(f"seed {seed}" for seed in SEEDS), "mean", "classes left", "s"]
-    columns += ["RELION", "its classes", "its s", "ASPIRE: like images of one view", "its s"]
+    columns += ["in instalments", "RELION", "its classes", "its s", "ASPIRE: like images of one view", "its s"]
     print_table(f"2D classes, K = {CLASSES}", columns, rows)
     return figures
+
+
+def classify_in_instalments(made, folder, seed):
+    """Purity when the particles come in parts, and all are assigned to the classes at the end."""
+    parameters, state = Classify2DParameters(number_of_classes=CLASSES, seed=seed), None
+    particles = made.particles
+    for number, rows in enumerate(np.array_split(np.arange(len(particles)), INSTALMENTS)):
+        executor = Classify2DExecutor(parameters)
+        state = executor.classify(particles.take(rows), folder / f"instalment{number}", state=state).state
+    executor = Classify2DExecutor(dataclasses.replace(parameters, fixed_references=True))
+    found = best_rows(executor.classify(particles, folder / "assigned", state=state))
+    return class_purity(found.class_id, made.classes)
 
 
 def classify(made, folder, seed):
