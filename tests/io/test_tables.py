@@ -157,6 +157,16 @@ def test_blocks_survive_the_round_trip(tmp_path, name):
     assert read["two"]["mixed"] == ["1.5", "x", "3"]
 
 
+ODD = "", "two words", "a\tb", "a\u00a0b", " a", "a ", "'a", '"a', "#a", "_a", "data_", "loop_", "it's", "a#_data_"
+
+
+@pytest.mark.parametrize("value", ODD)
+def test_one_odd_value_among_plain_ones_survives(tmp_path, value):
+    for names in ([value, "plain"], ["plain", value, "plain"]):
+        write_blocks(tmp_path / "a.star", {"one": {"name": names}})
+        assert read_blocks(tmp_path / "a.star")["one"]["name"] == names
+
+
 @pytest.mark.parametrize("name", ["a.star", "a.xmd"])
 def test_emtable_reads_what_is_written(tmp_path, name):
     emtable = pytest.importorskip("emtable")

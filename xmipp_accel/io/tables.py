@@ -20,6 +20,7 @@ from xmipp_accel.io.publish import atomic_path
 
 _TOKEN = re.compile(r"""'([^']*)'(?=\s|$)|"([^"]*)"(?=\s|$)|(\S+)""")
 _LABEL = re.compile(r"_[A-Za-z][A-Za-z0-9_.\-]*")
+_HEADS = "'", '"', "#", "_", "data_", "loop_"  # of values that need quotation marks
 _LINES = 1024  # at once
 _END = "\0"  # of a line: no file of text holds it
 
@@ -219,7 +220,15 @@ def _texts(path, column, quote) -> list[str]:
         if column.dtype.kind == "f":
             return [f"{value:.12g}" for value in column.tolist()]
         return [str(int(value)) for value in column.tolist()]
-    return [_text(path, value, quote) for value in column]
+    return column if _are_plain(column) else [_text(path, value, quote) for value in column]
+
+
+def _are_plain(column) -> bool:
+    """Whether :func:`_text` would leave every value as it is."""
+    if set(map(type, column)) != {str}:
+        return False
+    text = "\n".join(["", *column])
+    return text.split() == list(column) and not any("\n" + head in text for head in _HEADS)
 
 
 def _text(path, value, quote) -> str:
@@ -228,7 +237,7 @@ def _text(path, value, quote) -> str:
     text = str(int(value)) if isinstance(value, (bool, np.bool_)) else str(value)
     if "\n" in text or "\r" in text:
         raise ParameterError(f"{path}: a value contains a line end: {text[:40]!r}")
-    if text and not re.search(r"\s", text) and text[0] not in "'\"#_" and not text.startswith(("data_", "loop_")):
+    if text and not re.search(r"\s", text) and not text.startswith(_HEADS):
         return text
     for mark in (quote, '"', "'"):
         if mark not in text:
