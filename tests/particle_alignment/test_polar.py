@@ -63,6 +63,21 @@ def test_samples_from_coefficients_is_the_inverse(device):
     np.testing.assert_allclose(to_host(back), to_host(samples), atol=1e-4 * float(abs(samples).max()))
 
 
+@pytest.mark.parametrize("harmonics", [4, 5, 11])
+def test_derivatives_by_the_angle_are_those_of_the_harmonics(device, harmonics):
+    rng = np.random.default_rng(6)
+    grid = polar.PolarGrid(20, 3, 24, harmonics)
+    coefficients = (rng.normal(size=(2, 3, harmonics)) + 1j * rng.normal(size=(2, 3, harmonics))).astype(
+        np.complex64
+    )
+    found = to_host(polar.samples_with_derivatives(device.asarray(coefficients), grid))
+    assert found.shape == (2, 3, 3, 12)
+    for order in range(3):
+        derived = coefficients * (1j * np.arange(harmonics)) ** order
+        expected = polar.samples_from_coefficients(derived, grid)
+        np.testing.assert_allclose(found[:, :, order], expected, atol=1e-5 * np.abs(expected).max())
+
+
 def test_a_turned_and_shifted_image_has_turned_and_shifted_harmonics(device):
     """The particle at pose (psi, s) is the reference turned by psi; applying s brings it back to the centre."""
     rng = np.random.default_rng(3)

@@ -247,6 +247,30 @@ def _sample_kernels(grid):
     return even.astype(np.float32), odd.astype(np.float32)
 
 
+def samples_with_derivatives(coefficients, grid):
+    """Ring samples and their first two derivatives by the angle, (..., K, 3, Phi / 2), of harmonics (..., K, Q).
+
+    One product for all of them, though half of what it multiplies is zero: taking even and odd harmonics apart
+    costs more on the CPU.
+    """
+    kernels = from_host(_derivative_kernels(grid), array_module(coefficients))
+    samples = _pairs(coefficients).reshape(-1, 2 * grid.n_harmonics) @ kernels
+    return samples.view(np.complex64).reshape(coefficients.shape[:-1] + (3, len(grid.angles)))
+
+
+@functools.lru_cache(maxsize=16)
+def _derivative_kernels(grid):
+    """Real matrix (2 Q, 3 Phi), rows and columns with real and imaginary parts interleaved."""
+    even, odd = _sample_kernels(grid)
+    pairs = np.zeros((grid.n_harmonics, 2, 3, len(grid.angles), 2), dtype=np.float32)
+    pairs[0::2, :, 0, :, 0] = even.reshape(-1, 2, len(grid.angles))
+    pairs[1::2, :, 0, :, 1] = odd.reshape(-1, 2, len(grid.angles))
+    for order in (1, 2):  # i q times a harmonic a + i b is -q b + i q a
+        q = np.arange(grid.n_harmonics, dtype=np.float32)[:, None, None]
+        pairs[:, 0, order], pairs[:, 1, order] = q * pairs[:, 1, order - 1], -q * pairs[:, 0, order - 1]
+    return pairs.reshape(2 * grid.n_harmonics, -1)
+
+
 def _pairs(values):
     """Real and imaginary parts interleaved along the last axis, which doubles."""
     return array_module(values).ascontiguousarray(values, dtype=np.complex64).view(np.float32)

@@ -6,11 +6,13 @@ import math
 
 import numpy as np
 
-from xmipp_accel.backend import array_module, to_host
+from xmipp_accel.backend import array_module, kernel_turn, to_host
+from xmipp_accel.kernels.cpu.pose_sums import pose_sums
 from xmipp_accel.particle_alignment import polar
 
 _NEWTON_STEPS = 4
 _MAX_ANGLE_STEP = math.radians(3.0)
+_HESSIAN = np.array([[0, 1, 2], [1, 3, 4], [2, 4, 5]])  # places of its sums
 
 
 def refine_poses(grid, references, weights, samples, psi, shifts, max_shift):
@@ -74,15 +76,33 @@ def _derivatives(grid, references, weights, samples, pose):
     circle.
     """
     xp = array_module(samples)
-    b = len(pose)
     q = xp.arange(grid.n_harmonics, dtype=np.float64)
     turned = references * xp.exp(1j * xp.asarray(pose[:, :1]) * q).astype(np.complex64)[:, None, :]
-    factors = xp.asarray(np.asarray(weights)[:, None] * (2.0 / grid.n_angles), dtype=np.float32)
-    particle = samples * polar.shift_phases(grid, pose[:, 1:], xp) * factors
-    iq = (1j * q).astype(np.complex64)
+    phases = polar.shift_phases(grid, pose[:, 1:], xp)
+    factors = (np.asarray(weights) * (2.0 / grid.n_angles)).astype(np.float32)
+    frequencies = (grid.frequencies * (-2 * math.pi / grid.box)).astype(np.float32)
+    run = _sums_on_host if xp is np else _sums_in_arrays
+    sums = run(grid, turned, samples, phases, factors, frequencies)
+    return sums[:, 0], sums[:, 1:4], sums[:, 4:][:, _HESSIAN]
+
+
+def _sums_on_host(grid, turned, samples, phases, factors, frequencies):
+    """The sums of :func:`xmipp_accel.kernels.reference.pose_sums.pose_sums`, of turned references (b, K, Q)."""
+    out = np.empty((len(samples), 10))
+    turned = polar.samples_with_derivatives(turned, grid)
+    with kernel_turn:
+        pose_sums(turned, np.ascontiguousarray(samples), phases, factors, frequencies, out)
+    return out
+
+
+def _sums_in_arrays(grid, turned, samples, phases, factors, frequencies):
+    """The same where the arrays lie."""
+    xp, b = array_module(samples), len(samples)
+    iq = (1j * xp.arange(grid.n_harmonics, dtype=np.float64)).astype(np.complex64)
     orders = xp.stack([turned, turned * iq, turned * iq * iq])
     r0, r1, r2 = polar.samples_from_coefficients(orders, grid)
-    ky, kx = xp.asarray(grid.frequencies * (-2 * math.pi / grid.box), dtype=np.float32)
+    particle = samples * phases * xp.asarray(factors)[:, None]
+    ky, kx = xp.asarray(frequencies)
 
     def total(array):
         return to_host(array.reshape(b, -1).astype(np.float64).sum(axis=1))
@@ -90,13 +110,7 @@ def _derivatives(grid, references, weights, samples, pose):
     product = xp.conj(r0) * particle
     turning = xp.conj(r1) * particle
     real, imaginary, slope = product.real, product.imag, -turning.imag
-    value = total(real)
-    gradient = np.stack([total(turning.real), total(-imaginary * ky), total(-imaginary * kx)], axis=1)
-    hessian = np.empty((b, 3, 3))
-    hessian[:, 0, 0] = total((xp.conj(r2) * particle).real)
-    hessian[:, 0, 1] = hessian[:, 1, 0] = total(slope * ky)
-    hessian[:, 0, 2] = hessian[:, 2, 0] = total(slope * kx)
-    hessian[:, 1, 1] = -total(real * ky * ky)
-    hessian[:, 2, 2] = -total(real * kx * kx)
-    hessian[:, 1, 2] = hessian[:, 2, 1] = -total(real * ky * kx)
-    return value, gradient, hessian
+    sums = [total(real), total(turning.real), total(-imaginary * ky), total(-imaginary * kx)]
+    sums += [total((xp.conj(r2) * particle).real), total(slope * ky), total(slope * kx)]
+    sums += [-total(real * ky * ky), -total(real * ky * kx), -total(real * kx * kx)]
+    return np.stack(sums, axis=1)
