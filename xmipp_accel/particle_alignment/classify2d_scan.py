@@ -6,6 +6,7 @@ import numpy as np
 
 from xmipp_accel.backend import array_module, kernel_turn
 from xmipp_accel.kernels.cpu import class_search as cpu_kernel
+from xmipp_accel.kernels.cpu.harmonics import LANES
 from xmipp_accel.particle_alignment.classify2d_refine import aligned_harmonics
 from xmipp_accel.particle_alignment.polar import samples_from_coefficients
 from xmipp_accel.particle_alignment.search import first_rings, in_rows, turn_table
@@ -29,9 +30,9 @@ class _KernelScan:
 
     def __init__(self, templates, space):
         self._space, self._count = space, templates.shape[2]
-        self._rings, self._harmonics = 4 * -(-space.n_rings // 4), 4 * -(-space.n_harmonics // 4)
+        self._rings, self._harmonics = space.n_rings, 2 * -(-space.n_harmonics // 2)
         rows = templates.reshape((-1,) + templates.shape[3:])
-        self._first_ring = first_rings(rows, self._rings, self._harmonics, 4)
+        self._first_ring = first_rings(rows, self._harmonics)
         self._n_templates = len(rows) // len(space.shifts)
         self._templates = self._in_lanes(templates)
         self._turns = turn_table(space.n_turns, self._harmonics, np).reshape(space.n_turns // 4 + 1, -1)
@@ -41,9 +42,9 @@ class _KernelScan:
         """Templates in blocks of columns, as the kernel takes them."""
         rings, harmonics = templates.shape[3:]
         columns = templates.transpose(4, 3, 0, 2, 1).reshape(harmonics, rings, -1)
-        blocks = -(-columns.shape[2] // cpu_kernel.LANES)
+        blocks = -(-columns.shape[2] // LANES)
         in_block = -(-columns.shape[2] // blocks)
-        lanes = np.zeros((blocks, self._harmonics, self._rings, 2, cpu_kernel.LANES), dtype=np.float32)
+        lanes = np.zeros((blocks, self._harmonics, self._rings, 2, LANES), dtype=np.float32)
         for block in range(blocks):
             part = columns[..., block * in_block : (block + 1) * in_block]
             lanes[block, :harmonics, :rings, 0, : part.shape[2]] = part.real
@@ -51,7 +52,7 @@ class _KernelScan:
         return lanes.reshape(blocks, -1)
 
     def best(self, rings, offsets, count):
-        particles = in_rows(rings, self._rings, self._harmonics).reshape(len(rings), -1)
+        particles = in_rows(rings, self._harmonics).reshape(len(rings), -1)
         shape = len(rings), self._n_templates
         score, turn, shift = (np.empty(shape, dtype) for dtype in (np.float32, np.int32, np.int32))
         with kernel_turn:

@@ -8,6 +8,7 @@ import numpy as np
 
 from xmipp_accel.backend import allow_shared_memory, array_module, cuda_kernel, from_host, kernel_turn
 from xmipp_accel.kernels.cpu import polar_search as cpu_kernel
+from xmipp_accel.kernels.cpu.harmonics import LANES
 from xmipp_accel.particle_alignment import polar
 
 _LARGEST_BATCH = {"numpy": 64, "cupy": 512}  # particles at once; more only take memory
@@ -41,26 +42,26 @@ def normalize_references(references, grid, weights):
     return (references * scale[:, None, None]).astype(np.complex64)
 
 
-def in_rows(values, rings, harmonics):
-    """Harmonics (n, K, Q) in the kernels' order, (n, `harmonics`, `rings`, 2) float32, padded with zeros."""
-    table = array_module(values).zeros((len(values), harmonics, rings, 2), dtype=np.float32)
-    used = table[:, : values.shape[2], : values.shape[1]]
+def in_rows(values, harmonics):
+    """Harmonics (n, K, Q) in the kernels' order, (n, `harmonics`, K, 2) float32, padded with zeros."""
+    table = array_module(values).zeros((len(values), harmonics, values.shape[1], 2), dtype=np.float32)
+    used = table[:, : values.shape[2]]
     used[..., 0], used[..., 1] = values.real.transpose(0, 2, 1), values.imag.transpose(0, 2, 1)
     return table
 
 
-def first_rings(references, rings, harmonics, step):
-    """(`harmonics`,) int32 first ring of references (R, K, Q) that holds each harmonic, a multiple of `step`.
+def first_rings(references, harmonics):
+    """(`harmonics`,) int32 first ring of references (R, K, Q) that holds each harmonic.
 
-    A harmonic is empty on the inner rings; the particles' content there meets nothing. Further harmonics have none
-    of the `rings`.
+    A harmonic is empty on the inner rings; the particles' content there meets nothing. Further harmonics have no
+    ring.
     """
     xp = array_module(references)
     power = xp.abs(references).max(axis=0)
     present = power > 1e-4 * power.max(axis=1, keepdims=True)
     first = xp.where(present.any(axis=0), present.argmax(axis=0), len(power) - 1)
-    result = xp.full(harmonics, rings, dtype=np.int32)
-    result[: len(first)] = first // step * step
+    result = xp.full(harmonics, len(power), dtype=np.int32)
+    result[: len(first)] = first
     return result
 
 
@@ -93,13 +94,10 @@ class PolarSearch:
         self.n_psi = 4 * math.ceil(2.0 * grid.n_harmonics / 4)
         factors = np.asarray(weights)[:, None] * grid.harmonic_weights
         weighted = references * self._xp.asarray(factors.astype(np.float32))
-        on_host = self._xp is np
-        # Padded to what the kernels take at once.
-        rings, harmonics = (4, 8) if on_host else (1, _TILE_HARMONICS)
-        self._rings = rings * math.ceil(grid.n_rings / rings)
-        self._harmonics = harmonics * math.ceil(grid.n_harmonics / harmonics)
-        self._table = in_rows(weighted, self._rings, self._harmonics)
-        self._first_ring = first_rings(weighted, self._rings, self._harmonics, rings)
+        self._rings = grid.n_rings
+        self._harmonics = _TILE_HARMONICS * math.ceil(grid.n_harmonics / _TILE_HARMONICS)
+        self._table = in_rows(weighted, self._harmonics)
+        self._first_ring = first_rings(weighted, self._harmonics)
         self._trig = turn_table(self.n_psi, self._harmonics, self._xp)
 
     def __call__(self, samples, shifts, candidates=None):
@@ -154,8 +152,8 @@ class PolarSearch:
     def _lanes(self, shifted):
         """Particles in the order of the CPU's kernel: (m, blocks, Q K 2 LANES), the shifts spread evenly."""
         n, harmonics, rings, n_shifts = shifted.shape
-        blocks = math.ceil(n_shifts / cpu_kernel.LANES)
-        lanes = np.zeros((n, blocks, self._harmonics, self._rings, 2, cpu_kernel.LANES), dtype=np.float32)
+        blocks = math.ceil(n_shifts / LANES)
+        lanes = np.zeros((n, blocks, self._harmonics, self._rings, 2, LANES), dtype=np.float32)
         in_block = math.ceil(n_shifts / blocks)
         used = lanes[:, :, :harmonics, :rings]
         for block in range(blocks):
