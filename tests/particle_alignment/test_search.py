@@ -1,3 +1,7 @@
+import os
+import platform
+import subprocess
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -40,6 +44,18 @@ def test_search_against_the_oracle(device, particles, references, rings, radius)
     # In float32 two nearly equal maxima may change places.
     same = (np.abs(psi - psi_index * 360 / search.n_psi) < 1e-3) & (shift == shift_index)
     assert same.mean() > 0.98
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="the instructions that are asked for are those of x86")
+def test_processors_with_other_vectors_find_the_same(tmp_path):
+    """One process computes with short vectors, which this processor may not take by itself."""
+    features = dict(NUMBA_CPU_NAME="x86-64", NUMBA_CPU_FEATURES="+sse2", NUMBA_CACHE_DIR=str(tmp_path))
+    check = f"{__file__}::test_search_against_the_oracle"
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", check, "-k", "cpu"]
+    done = subprocess.run(command, env=os.environ | features, capture_output=True, text=True)
+    assert done.returncode == 0 and "5 passed" in done.stdout, done.stdout
+    width = [sys.executable, "-c", "from xmipp_accel.kernels.cpu import harmonics; print(harmonics.WIDTH)"]
+    assert subprocess.run(width, env=os.environ | features, capture_output=True, text=True).stdout == "8\n"
 
 
 def test_search_in_small_batches_is_the_same(device):

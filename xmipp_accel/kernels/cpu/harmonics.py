@@ -6,18 +6,19 @@ long. The two innermost loops are therefore built from LLVM's vectors.
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
-import llvmlite.binding
 import numba
 import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
+from numba.core.codegen import get_host_cpu_features
 from numba.extending import intrinsic
 
 LANES = 64  # of a row; as many as are used, a multiple of 16, are computed
-_AVX512 = bool(llvmlite.binding.get_host_cpu_features().get("avx512f"))
+_AVX512 = "+avx512f" in (os.environ.get("NUMBA_CPU_FEATURES") or get_host_cpu_features())
 WIDTH = 16 if _AVX512 else 8  # of a vector
 TOGETHER = 2 if _AVX512 else 1  # vectors for which two angles' sums fit into the registers
 LOWEST = np.float32(-3e38)
