@@ -2,9 +2,11 @@ import dataclasses
 
 import numpy as np
 import pytest
+import threadpoolctl
 
 from tests.particle_alignment import simulated
 from tests.particle_alignment.conftest import POINTS
+from xmipp_accel.backend import threads
 from xmipp_accel.errors import ParameterError
 from xmipp_accel.io.images import read_stack, write_stack
 from xmipp_accel.io.particles import read_particles
@@ -50,6 +52,18 @@ def test_progress(data, tmp_path):
     executor = AlignSignificantExecutor(AlignSignificantParameters(angular_sampling=30))
     executor.align(data["plain"], data["volume"], tmp_path, progress=lambda *values: calls.append(values))
     assert calls[-1] == (12, 12)
+
+
+def test_the_number_of_cores_changes_no_digit(align, monkeypatch):
+    found = []
+    for cores in (1, 2, 3):
+        monkeypatch.setattr(threads, "cpu_count", lambda cores=cores: cores)
+        with threadpoolctl.threadpool_limits(cores, "blas"):
+            found.append(align("ctf")[1])
+    for other in found[1:]:
+        for name in ("rot", "psi", "shift_x", "shift_y"):
+            np.testing.assert_array_equal(getattr(other, name), getattr(found[0], name))
+        np.testing.assert_array_equal(other.extra["maxCC"], found[0].extra["maxCC"])
 
 
 def test_keep_best_orders_rows_and_each_has_its_own_cc(align):

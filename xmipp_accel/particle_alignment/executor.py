@@ -10,7 +10,7 @@ from typing import Any, Callable
 
 import numpy as np
 
-from xmipp_accel.backend.devices import CPU, Device
+from xmipp_accel.backend import CPU, Device, one_blas_thread
 from xmipp_accel.errors import ParameterError
 from xmipp_accel.io.particles import write_particles
 from xmipp_accel.io.publish import write_json
@@ -141,8 +141,9 @@ class AlignSignificantExecutor:
             references = open_references(references, **chosen.gallery())
         folder = Path(output_folder).resolve()
         folder.mkdir(parents=True, exist_ok=True)
-        aligners = make_aligners(references, particles, chosen, self.devices)
-        rows = assign(aligners, particles, references, chosen, progress, candidate_mask)
+        with one_blas_thread():  # its threads would take cores from the kernels, and change the last digits
+            aligners = make_aligners(references, particles, chosen, self.devices)
+            rows = assign(aligners, particles, references, chosen, progress, candidate_mask)
         write_particles(folder / "aligned.xmd", rows.particles)
         write_particles(folder / "aligned.star", rows.particles)
         updated = ""

@@ -30,6 +30,7 @@ from xmipp_accel.backend import array_module, from_host, good_fft_size, on_all_c
 from xmipp_accel.numerics.filters import fourier_resize
 
 _BLOCK_BYTES = {"numpy": 8 << 20, "cupy": 64 << 20}  # of the Fourier kernel; each core takes a part of it
+_ROWS = 4096  # of rings, for a core at a time
 _CROP_MARGIN = 16  # px beyond twice the rings, for images that are cropped in Fourier space
 
 
@@ -211,8 +212,12 @@ def angular_coefficients(samples, grid):
     even, odd = (from_host(matrix, xp) for matrix in _harmonic_kernels(grid))
     rings = samples.reshape(-1, samples.shape[-1])  # one large matrix product instead of many small ones
     result = xp.empty((len(rings), grid.n_harmonics), dtype=np.complex64)
-    result[:, 0::2] = (xp.ascontiguousarray(rings.real) @ even).view(np.complex64)
-    result[:, 1::2] = (xp.ascontiguousarray(rings.imag) @ odd).view(np.complex64)
+
+    def fill(part):
+        result[part, 0::2] = (xp.ascontiguousarray(rings[part].real) @ even).view(np.complex64)
+        result[part, 1::2] = (xp.ascontiguousarray(rings[part].imag) @ odd).view(np.complex64)
+
+    _by_rows(fill, len(rings), xp)
     return result.reshape(samples.shape[:-1] + (grid.n_harmonics,))
 
 
@@ -253,8 +258,15 @@ def samples_with_derivatives(coefficients, grid):
     One product for all of them, though half of what it multiplies is zero: taking even and odd harmonics apart
     costs more on the CPU.
     """
-    kernels = from_host(_derivative_kernels(grid), array_module(coefficients))
-    samples = _pairs(coefficients).reshape(-1, 2 * grid.n_harmonics) @ kernels
+    xp = array_module(coefficients)
+    kernels = from_host(_derivative_kernels(grid), xp)
+    rings = _pairs(coefficients).reshape(-1, 2 * grid.n_harmonics)
+    samples = xp.empty((len(rings), kernels.shape[1]), dtype=np.float32)
+
+    def fill(part):
+        xp.matmul(rings[part], kernels, out=samples[part])
+
+    _by_rows(fill, len(rings), xp)
     return samples.view(np.complex64).reshape(coefficients.shape[:-1] + (3, len(grid.angles)))
 
 
@@ -269,6 +281,17 @@ def _derivative_kernels(grid):
         q = np.arange(grid.n_harmonics, dtype=np.float32)[:, None, None]
         pairs[:, 0, order], pairs[:, 1, order] = q * pairs[:, 1, order - 1], -q * pairs[:, 0, order - 1]
     return pairs.reshape(2 * grid.n_harmonics, -1)
+
+
+def _by_rows(fill, count, xp):
+    """Call `fill` with slices of `count` rows: on the host with parts of one size, for all cores.
+
+    BLAS would share the rows in another way with each number of cores, and its last digits with them.
+    """
+    if xp is np:
+        on_all_cores(fill, [slice(first, first + _ROWS) for first in range(0, count, _ROWS)])
+    else:
+        fill(slice(0, count))
 
 
 def _pairs(values):
