@@ -1,6 +1,7 @@
 """A Scipion project for tests, whose protocols run as they do for a user: each in a process of its own."""
 
 import os
+import time
 import uuid
 
 import pytest
@@ -44,6 +45,14 @@ def output_pointer(protocol, name):
 def log_of(protocol):
     """Text of the run's log, for messages of failed assertions."""
     return "".join(open(path).read() for path in protocol.getLogPaths()[:2] if os.path.exists(path))[-6000:]
+
+
+def wait_for(protocol, condition, seconds=60):
+    """Wait until a run that goes on by itself has come so far."""
+    end = time.time() + seconds
+    while not condition():
+        assert time.time() < end, log_of(protocol)
+        time.sleep(0.3)
 
 
 @pytest.fixture(scope="module")

@@ -3,13 +3,12 @@
 import os
 import shutil
 import sqlite3
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from tests.protocols.scipion_project import launch, log_of, output_pointer, project  # noqa: F401
+from tests.protocols.scipion_project import launch, log_of, output_pointer, project, wait_for  # noqa: F401
 from xmipp_accel import convert
 from xmipp_accel.io.publish import read_json
 from xmipp_accel.protocols import XmippAccelProtClassify2D, XmippAccelProtImportParticles
@@ -39,13 +38,6 @@ def purity(classes, truth):
     """Share of particles in a class of mostly their view; particles are numbered from 1."""
     numbers = [np.array(sorted(group.getIdSet())) for group in classes.iterItems()]
     return sum(np.bincount(truth[members - 1]).max() for members in numbers) / len(truth)
-
-
-def wait_for(protocol, condition, seconds=60):
-    end = time.time() + seconds
-    while not condition():
-        assert time.time() < end, log_of(protocol)
-        time.sleep(0.3)
 
 
 @pytest.fixture(scope="module")

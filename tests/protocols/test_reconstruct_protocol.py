@@ -6,7 +6,6 @@ import os
 import shutil
 import sqlite3
 import tempfile
-import time
 from pathlib import Path
 
 import mrcfile
@@ -14,7 +13,7 @@ import numpy as np
 import pytest
 from pwem.objects import SetOfParticles, Volume, VolumeMask
 
-from tests.protocols.scipion_project import launch, log_of, output_pointer, project  # noqa: F401
+from tests.protocols.scipion_project import launch, log_of, output_pointer, project, wait_for  # noqa: F401
 from xmipp_accel import convert
 from xmipp_accel.backend import CPU
 from xmipp_accel.errors import ParameterError
@@ -212,13 +211,6 @@ def test_scores_of_particles_come_from_their_attributes(compute, imported, tmp_p
     assert correlation(*found) < 0.999
     with pytest.raises(ParameterError, match="expected particles with the column maxCC"):
         compute(scoreBFactor=2000.0)
-
-
-def wait_for(protocol, condition, seconds=60):
-    end = time.time() + seconds
-    while not condition():
-        assert time.time() < end, log_of(protocol)
-        time.sleep(0.3)
 
 
 def test_the_map_grows_with_the_input_and_groups_give_errors(project, imported):  # noqa: F811

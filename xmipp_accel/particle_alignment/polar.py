@@ -148,11 +148,7 @@ def polar_samples(images, grid):
 
     block = max(16, _BLOCK_BYTES[xp.__name__] // (8 * box * box))
     parts = [slice(first, min(first + block, ky.size)) for first in range(0, ky.size, block)]
-    if xp is np:
-        on_all_cores(fill, parts)
-    else:
-        for part in parts:
-            fill(part)
+    _fill_parts(fill, parts, xp)
     return samples.reshape(n, grid.n_rings, grid.n_angles // 2)
 
 
@@ -288,10 +284,16 @@ def _by_rows(fill, count, xp):
 
     BLAS would share the rows in another way with each number of cores, and its last digits with them.
     """
+    step = _ROWS if xp is np else max(1, count)
+    _fill_parts(fill, [slice(first, first + step) for first in range(0, count, step)], xp)
+
+
+def _fill_parts(fill, parts, xp):
     if xp is np:
-        on_all_cores(fill, [slice(first, first + _ROWS) for first in range(0, count, _ROWS)])
+        on_all_cores(fill, parts)
     else:
-        fill(slice(0, count))
+        for part in parts:
+            fill(part)
 
 
 def _pairs(values):
