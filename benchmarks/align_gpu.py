@@ -205,10 +205,11 @@ class Benchmark:
         )
         search, grid, shifts = aligner.coarse.search, aligner.comparison.coarse, aligner.comparison.shifts
         count = min(256, len(self.made.particles))
+        xp, shape = self.device.xp, (count, aligner.n_references)
         samples = aligner._samples(self.made.particles.take(np.arange(count))).values[:, : grid.n_rings]
         run = (search._on_host, search._lanes) if self.device.kind == "cpu" else (search._on_device, search._tiles)
-        particles = run[1](search._shifted(samples, shifts))
-        xp, shape = self.device.xp, (count, aligner.n_references)
+        shifted = polar.angular_coefficients(samples[:, None] * polar.shift_phases(grid, shifts, xp), grid)
+        particles = run[1](shifted.transpose(0, 3, 2, 1))
         candidates = xp.broadcast_to(xp.arange(shape[1], dtype=np.int32), shape).copy()
         results = xp.zeros(shape, np.float32), xp.zeros(shape, np.int32), xp.zeros(shape, np.int32)
         seconds = timed(self.device, lambda: run[0](particles, len(shifts), candidates, *results), 3)

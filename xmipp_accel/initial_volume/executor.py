@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from xmipp_accel.backend.devices import CPU, Device
+from xmipp_accel.backend import CPU, Device, one_blas_thread
 from xmipp_accel.errors import ParameterError
 from xmipp_accel.initial_volume.images import read_usable, working_size
 from xmipp_accel.initial_volume.parameters import ReconstructSignificantParameters
@@ -139,7 +139,7 @@ class ReconstructSignificantExecutor:
         folder.mkdir(parents=True, exist_ok=True)
         read = time.perf_counter()
         keep = _Keeper(folder / "volumes") if chosen.keep_intermediate else None
-        with self.device.activate():
+        with self.device.activate(), one_blas_thread():
             loop = SignificantLoop(images, particles, mask_share, chosen, self.device, progress, keep)
             volume, starts, best, iterations = loop.run(given)
         looped = time.perf_counter()

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any
 
 import numpy as np
 
-from xmipp_accel.backend import array_module, to_host
+from xmipp_accel.backend import array_module, cuda_kernel, from_host, kernel_turn, to_host
+from xmipp_accel.kernels.cpu import view_sums
 from xmipp_accel.particle_alignment import polar
 from xmipp_accel.particle_alignment.search import PolarSearch, normalize_references
 
 _NEGLIGIBLE = 1e-3  # of an image's largest weight
 _DARK = 0.05  # CTF^2 on a ring; dividing by less would bring up noise
 _BISECTIONS = 40
-_BATCH = 64
+_BATCH_BYTES = {"numpy": 32 << 20, "cupy": 512 << 20}  # of intermediate arrays; more would only take memory
+_THREADS = 128
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,66 +103,111 @@ def average_views(images, rows, references, share, power=1.0) -> Views:
     power : float
         Of that likelihood.
     """
-    grid, xp = images.grid, array_module(references)
+    grid = images.grid
     references = normalize_references(references, grid, images.weights)
     search = PolarSearch(grid, references, images.weights)
     energy = to_host(polar.ring_energy(references, grid)).astype(np.float64)
     norms = np.sqrt(np.maximum(images.gain[rows] @ (energy * images.weights).T, 1e-30))
-    sums = xp.zeros(references.shape, dtype=np.complex64)
     weight, gain = np.zeros(len(references)), np.zeros(energy.shape)
     spread = _Spread(grid, references, images.weights, search.n_psi)
+    batch = _batch(images, len(references), search.n_psi)
     found = []
-    for start in range(0, len(rows), _BATCH):
-        part = slice(start, start + _BATCH)
-        scores, psi, shift = (to_host(a) for a in search(images.samples[rows[part]], images.shifts))
-        scores = np.where(np.isfinite(scores), scores / norms[part], -1.0)
+    for start in range(0, len(rows), batch):
+        part, norm = rows[start : start + batch], norms[start : start + batch]
+        shifted = images.shifted_harmonics(part)
+        scores, psi, shift = (to_host(array) for array in search.of_shifted(shifted))
+        scores = np.where(np.isfinite(scores), scores / norm, -1.0)
         beta = np.minimum(temperatures(scores, share), power * likelihood_temperatures(scores, images.independent))
-        harmonics = images.shifted_harmonics(rows[part])
-        best = scores.argmax(axis=1)
-        for i, image in enumerate(rows[part]):
-            logarithms = beta[i] * (scores[i] - scores[i, best[i]])
-            chosen = np.flatnonzero(logarithms > np.log(_NEGLIGIBLE))
-            scale = beta[i] / norms[start + i, chosen]
-            shifted = harmonics[i][xp.asarray(shift[i, chosen])]
-            counts, moved = spread(shifted, chosen, scale)
-            sums[xp.asarray(chosen)] += moved
-            weight[chosen] += counts
-            gain[chosen] += counts[:, None] * images.gain[image]
-        places = np.arange(len(best)), best
-        uncertainty = entropy(beta[:, None] * (scores - scores[places][:, None]))
-        found.append((scores[places], best, psi[places], uncertainty))
+        places = np.arange(len(part)), scores.argmax(axis=1)
+        top = scores[places]
+        logarithms = beta[:, None] * (scores - top[:, None])
+        shares = spread(shifted, shift, logarithms > np.log(_NEGLIGIBLE), beta[:, None] / norm, beta * top)
+        weight += shares.sum(axis=0)
+        gain += shares.T @ images.gain[part]
+        found.append((top, places[1], psi[places], entropy(logarithms)))
     score, direction, turn, uncertainty = (np.concatenate(values) for values in zip(*found))
     gain += _DARK * weight[:, None]
-    averages = sums / xp.asarray(np.maximum(gain, 1e-12)[:, :, None], dtype=np.float32)
-    return Views(averages, weight, score, direction, turn, float(np.exp(uncertainty.mean())))
+    scale = from_host(1 / np.maximum(gain, 1e-12)[:, :, None], array_module(references), np.float32)
+    return Views(spread.sums * scale, weight, score, direction, turn, float(np.exp(uncertainty.mean())))
+
+
+def _batch(images, n_views, n_psi) -> int:
+    """Images at once. The last digits of their sums hang on it, and thus not on what memory is free."""
+    grid = images.grid
+    shifted = 8 * len(images.shifts) * grid.n_rings * max(grid.n_harmonics, grid.n_angles // 2)
+    per_image = 2 * shifted + 8 * n_views * (n_psi + 2 * grid.n_harmonics)
+    return max(1, _BATCH_BYTES[array_module(images.samples).__name__] // per_image)
 
 
 class _Spread:
-    """Spreads one image over some views: all in-plane angles of each, weighted by their posterior."""
+    """Sums of images over views: over all in-plane angles of each, weighted by their posterior.
+
+    Attributes
+    ----------
+    sums : (R, K, Q) complex64 array
+    """
 
     def __init__(self, grid, references, weights, n_psi):
-        xp = array_module(references)
+        self._xp = array_module(references)
         factors = np.asarray(weights)[:, None] * grid.harmonic_weights
-        self._weighted = xp.conj(references) * xp.asarray(factors.astype(np.float32))
-        angle = np.outer(np.arange(grid.n_harmonics), np.arange(n_psi) * (2 * np.pi / n_psi))
-        self._turns = xp.asarray(np.exp(-1j * angle).astype(np.complex64))  # (Q, Psi)
+        self._weighted = self._xp.conj(references) * from_host(factors, self._xp, np.float32)
+        angle = np.outer(np.arange(n_psi) * (2 * np.pi / n_psi), np.arange(grid.n_harmonics))
+        turns = np.stack([np.cos(angle), -np.sin(angle)], axis=-1).reshape(n_psi, -1)
+        self._turns = from_host(turns, self._xp, np.float32)  # (Psi, 2 Q), exp(-i q psi)
+        self.sums = self._xp.zeros(references.shape, dtype=np.complex64)
 
-    def __call__(self, harmonics, chosen, scale):
-        """Weights (P,) that sum to 1, and the weighted, aligned image (P, K, Q) in each view.
+    def __call__(self, shifted, shift, chosen, scale, top):
+        """Share (m, R) of each image in each view, float64 on the host; each image's add up to 1.
 
         Parameters
         ----------
-        harmonics : (P, K, Q) complex64 array
-            Of the image, shifted as fits each view best.
-        chosen : (P,) int array
-            Views.
-        scale : (P,) float array
-            Inverse temperature over the norm of each.
+        shifted : (m, S, K, Q) complex64 array
+            Harmonics of the images after every shift.
+        shift : (m, R) int array
+            The one that fits each view best.
+        chosen : (m, R) bool array
+            Views that count.
+        scale : (m, R) array
+            What a product with a view is multiplied by for its logarithm.
+        top : (m,) array
+            The largest of these.
         """
-        xp = array_module(harmonics)
-        products = (self._weighted[xp.asarray(chosen)] * harmonics).sum(axis=1)
-        scores = (products @ self._turns).real * xp.asarray(scale, dtype=np.float32)[:, None]
-        weights = xp.exp(scores - scores.max())
-        weights /= weights.sum()
-        turned = weights @ self._turns.T  # exp(-i q psi) turns the image back onto the view
-        return to_host(weights.sum(axis=1)).astype(np.float64), turned[:, None] * harmonics
+        xp = self._xp
+        view, image = np.nonzero(chosen.T)  # in the order of the views
+        pairs = np.stack([view, image, shift[image, view]], axis=1)
+        pairs, scales = from_host(pairs, xp, np.int32), from_host(scale[image, view, None], xp, np.float32)
+        weights = self._products(shifted, pairs).conj().view(np.float32) @ self._turns.T
+        weights *= scales
+        weights -= from_host(top[image, None], xp, np.float32)
+        xp.exp(weights, out=weights)
+        shares = np.zeros(chosen.shape)
+        shares[image, view] = to_host(weights.sum(axis=1))
+        total = shares.sum(axis=1, keepdims=True)
+        factors = weights @ self._turns  # exp(-i q psi) turns the image back onto the view
+        factors *= from_host(1 / total[image], xp, np.float32)
+        first = np.searchsorted(view, np.arange(chosen.shape[1] + 1))
+        self._add(shifted, pairs, first, factors.view(np.complex64))
+        return shares / total
+
+    def _products(self, shifted, pairs):
+        """:func:`xmipp_accel.kernels.reference.view_sums.view_products`, where the arrays lie."""
+        out = self._xp.empty((len(pairs), shifted.shape[-1]), dtype=np.complex64)
+        if self._xp is np:
+            with kernel_turn:
+                view_sums.view_products(self._weighted, shifted, pairs, out)
+            return out
+        sizes = (np.int32(size) for size in (len(pairs), *shifted.shape[1:]))
+        kernel = cuda_kernel("view_sums", "view_products")
+        kernel((math.ceil(out.size / _THREADS),), (_THREADS,), (self._weighted, shifted, pairs, *sizes, out))
+        return out
+
+    def _add(self, shifted, pairs, first, factors):
+        """:func:`xmipp_accel.kernels.reference.view_sums.add_to_views`, where the arrays lie."""
+        if self._xp is np:
+            with kernel_turn:
+                view_sums.add_to_views(self.sums, shifted, pairs, first, factors)
+            return
+        sizes = (np.int32(size) for size in shifted.shape[1:])
+        blocks = len(self.sums), math.ceil(self.sums[0].size / _THREADS)
+        arguments = self.sums, shifted, pairs, from_host(first, self._xp, np.int32), factors, *sizes
+        cuda_kernel("view_sums", "add_to_views")(blocks, (_THREADS,), arguments)

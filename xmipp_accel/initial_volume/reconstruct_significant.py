@@ -8,7 +8,7 @@ import numpy as np
 from scipy.spatial.transform import Rotation
 
 from xmipp_accel.backend import to_host
-from xmipp_accel.initial_volume.images import EDGE, ring_images
+from xmipp_accel.initial_volume.images import EDGE, RingImages, ring_images
 from xmipp_accel.initial_volume.posterior import average_views
 from xmipp_accel.numerics.fsc import soft_sphere
 from xmipp_accel.numerics.projection import VolumeSpectrum
@@ -95,6 +95,15 @@ def shares(parameters) -> np.ndarray:
     return np.concatenate([np.geomspace(first, last, coarse), finer])
 
 
+@dataclasses.dataclass(frozen=True)
+class _Stage:
+    """Images up to one resolution, and views of a volume: matrices (R, 3, 3) and their distance in degrees."""
+
+    images: RingImages
+    matrices: np.ndarray
+    step: float
+
+
 class SignificantLoop:
     """Reconstruct Significant on images in memory.
 
@@ -120,7 +129,7 @@ class SignificantLoop:
         field = particles.box * particles.sampling_rate
         coarse = parameters.start_resolution or max(2 * mask_share * field / 6, parameters.max_resolution)
         self._stages = [
-            ring_images(images, particles, resolution, mask_share, parameters, device)
+            self._stage(ring_images(images, particles, resolution, mask_share, parameters, device))
             for resolution in (coarse, parameters.max_resolution)
         ]
         self._shares = shares(parameters)
@@ -141,14 +150,14 @@ class SignificantLoop:
         best = int(np.argmax([start.score for start in starts]))
         rng = np.random.default_rng([self.parameters.seed, count])
         fine = self._stages[1]
-        volume, iterations = self._anneal(
-            fine, resize_volume(starts[best].volume, fine.grid.box), self._coarse_iterations, None, rng, "refined"
-        )
+        volume = resize_volume(starts[best].volume, fine.images.grid.box)
+        volume, iterations = self._anneal(fine, volume, self._coarse_iterations, None, rng, "refined")
         return volume, starts, best, iterations
 
     def _start(self, number, reference):
         rng = np.random.default_rng([self.parameters.seed, number])
-        images = self._stages[0]
+        coarse = self._stages[0]
+        images = coarse.images
         if reference is None:
             rows = self._drawn(images, rng, 1)
             pictures = polar.images_from_samples(images.samples[rows], images.grid)
@@ -156,16 +165,17 @@ class SignificantLoop:
         else:
             volume = resize_volume(reference, images.grid.box)
         name, power = f"start{number + 1:02d}", _POWERS[number % len(_POWERS)]
-        volume, iterations = self._anneal(images, volume, 0, self._coarse_iterations, rng, name, power)
+        volume, iterations = self._anneal(coarse, volume, 0, self._coarse_iterations, rng, name, power)
         judges = np.linspace(0, len(images) - 1, min(len(images), _JUDGES)).astype(np.int64)
-        matrices = self._views(images, None)[0]
-        views = average_views(images, judges, self._references(images, volume, matrices), self._shares[-1])
+        references = self._references(images, volume, coarse.matrices)
+        views = average_views(images, judges, references, self._shares[-1])
         return Start(volume, float(views.score.mean()), iterations)
 
-    def _anneal(self, images, volume, first, last, rng, name, power=1.0):
-        iterations = []
+    def _anneal(self, stage, volume, first, last, rng, name, power=1.0):
+        images, iterations = stage.images, []
         for share in self._shares[first:last]:
-            matrices, step = self._views(images, rng)
+            turns = rng.normal(scale=np.deg2rad(_PERTURBATION * stage.step), size=(len(stage.matrices), 3))
+            matrices = stage.matrices @ Rotation.from_rotvec(turns).as_matrix()
             rows = self._drawn(images, rng, _FINER if first else 1)
             views = average_views(images, rows, self._references(images, volume, matrices), share, power)
             used = np.flatnonzero(views.weight > 1e-6)
@@ -179,7 +189,7 @@ class SignificantLoop:
             iterations.append(
                 Iteration(
                     images.resolution,
-                    step,
+                    stage.step,
                     len(matrices),
                     len(rows),
                     float(share),
@@ -199,16 +209,11 @@ class SignificantLoop:
         count = min(times * self.parameters.images_per_iteration or len(images), len(images))
         return np.sort(rng.permutation(len(images))[:count])
 
-    def _views(self, images, rng):
-        """Matrices (R, 3, 3) of views, each turned a little if there is an `rng`, and their distance, degrees."""
+    def _stage(self, images):
         radius = images.mask_radius * images.sampling_rate
         step = max(self.parameters.angular_sampling, float(np.rad2deg(_STEP * images.resolution / radius)))
         rot, tilt = projection_directions(step, self.group, self.parameters.min_tilt, self.parameters.max_tilt)
-        matrices = euler_to_matrix(rot, tilt, np.zeros(len(rot)))
-        if rng is not None:
-            turns = rng.normal(scale=np.deg2rad(_PERTURBATION * step), size=(len(rot), 3))
-            matrices = matrices @ Rotation.from_rotvec(turns).as_matrix()
-        return matrices, step
+        return _Stage(images, euler_to_matrix(rot, tilt, np.zeros(len(rot))), step)
 
     def _references(self, images, volume, matrices):
         ball = soft_sphere(images.grid.box, images.mask_radius - EDGE / 2, EDGE)

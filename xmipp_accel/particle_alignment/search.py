@@ -121,26 +121,38 @@ class PolarSearch:
         shift_index : (m, T) int32 array
             Into `shifts`.
         """
-        xp, n = self._xp, len(samples)
-        if candidates is None:
-            candidates = np.broadcast_to(np.arange(self.n_references, dtype=np.int32), (n, self.n_references))
-        score = xp.full(candidates.shape, -np.inf, dtype=np.float32)
-        psi, shift_index = (xp.zeros(candidates.shape, dtype=np.int32) for _ in range(2))
-        run, order = (self._on_host, self._lanes) if xp is np else (self._on_device, self._tiles)
-        n_shifts = shifts.shape[-2]
+        n, n_shifts = len(samples), shifts.shape[-2]
+        candidates, found = self._begin(n, candidates)
         per_particle = 8 * n_shifts * (4 * self._rings * self._harmonics + self.grid.n_rings * self.grid.n_angles)
-        batch = max(1, min(n, _LARGEST_BATCH[xp.__name__], int(self.memory / per_particle)))
+        batch = max(1, min(n, _LARGEST_BATCH[self._xp.__name__], int(self.memory / per_particle)))
         for start in range(0, n, batch):
             part = slice(start, start + batch)
-            shifted = self._shifted(samples[part], shifts if shifts.ndim == 2 else shifts[part])
-            wanted = from_host(candidates[part], xp, np.int32)
-            run(order(shifted), n_shifts, wanted, score[part], psi[part], shift_index[part])
-        return score, psi * np.float32(360.0 / self.n_psi), shift_index
+            phases = polar.shift_phases(self.grid, shifts if shifts.ndim == 2 else shifts[part], self._xp)
+            shifted = polar.angular_coefficients(samples[part, None] * phases, self.grid)
+            self._compare(shifted, candidates[part], *(array[part] for array in found))
+        return self._in_degrees(*found)
 
-    def _shifted(self, samples, shifts):
-        """Harmonics (m, Q, K, S) of the particles after every shift."""
-        phases = polar.shift_phases(self.grid, shifts, self._xp)
-        return polar.angular_coefficients(samples[:, None] * phases, self.grid).transpose(0, 3, 2, 1)
+    def of_shifted(self, harmonics):
+        """The same of particles with all references, from their harmonics (m, S, K, Q) after every shift."""
+        candidates, found = self._begin(len(harmonics))
+        self._compare(harmonics, candidates, *found)
+        return self._in_degrees(*found)
+
+    def _begin(self, n, candidates=None):
+        """Candidates, and arrays for score, place of the angle and that of the shift."""
+        xp = self._xp
+        if candidates is None:
+            candidates = np.broadcast_to(np.arange(self.n_references, dtype=np.int32), (n, self.n_references))
+        angle, shift = (xp.zeros(candidates.shape, dtype=np.int32) for _ in range(2))
+        return candidates, (xp.full(candidates.shape, -np.inf, dtype=np.float32), angle, shift)
+
+    def _in_degrees(self, score, angle, shift):
+        return score, angle * np.float32(360.0 / self.n_psi), shift
+
+    def _compare(self, harmonics, candidates, score, angle, shift):
+        run, order = (self._on_host, self._lanes) if self._xp is np else (self._on_device, self._tiles)
+        particles = order(harmonics.transpose(0, 3, 2, 1))
+        run(particles, harmonics.shape[1], from_host(candidates, self._xp, np.int32), score, angle, shift)
 
     def _on_host(self, particles, n_shifts, candidates, score, psi, shift_index):
         table, trig = self._table.reshape(self.n_references, -1), self._trig.reshape(len(self._trig), -1)
@@ -150,7 +162,7 @@ class PolarSearch:
             )
 
     def _lanes(self, shifted):
-        """Particles in the order of the CPU's kernel: (m, blocks, Q K 2 LANES), the shifts spread evenly."""
+        """Harmonics (m, Q, K, S) in the CPU's order: (m, blocks, Q K 2 LANES), the shifts spread evenly."""
         n, harmonics, rings, n_shifts = shifted.shape
         blocks = math.ceil(n_shifts / LANES)
         lanes = np.zeros((n, blocks, self._harmonics, self._rings, 2, LANES), dtype=np.float32)
@@ -177,7 +189,7 @@ class PolarSearch:
         )
 
     def _tiles(self, shifted):
-        """Particles in the order of the GPU's kernel: (m, Q, K, S) complex64, padded to whole tiles."""
+        """Harmonics (m, Q, K, S) in the GPU's order: the same, padded to whole tiles."""
         n, harmonics, rings, n_shifts = shifted.shape
         padded = _TILE_SHIFTS * math.ceil(n_shifts / _TILE_SHIFTS)
         particles = self._xp.zeros((n, self._harmonics, rings, padded), dtype=np.complex64)
