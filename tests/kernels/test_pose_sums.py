@@ -1,12 +1,30 @@
+"""Sums of both twins against the oracle."""
+
 import numpy as np
 import pytest
 
+from xmipp_accel.backend import cuda_kernel, to_host
 from xmipp_accel.kernels.cpu.pose_sums import pose_sums
 from xmipp_accel.kernels.reference.pose_sums import pose_sums as oracle
 
+THREADS = 128
+
+
+def _sums(device, turned, samples, phases, factors, frequencies):
+    if device.kind == "cpu":
+        out = np.full((len(samples), 10), np.nan)
+        pose_sums(turned, samples, phases, factors, frequencies, out)
+        return out
+    out = device.xp.full((len(samples), 10), np.nan)
+    arrays = [device.asarray(array) for array in (turned, samples, phases, factors, frequencies)]
+    sizes = [np.int32(size) for size in samples.shape[1:]]
+    if len(samples):
+        cuda_kernel("pose_sums", "pose_sums")((len(samples),), (THREADS,), (*arrays, *sizes, out))
+    return to_host(out)
+
 
 @pytest.mark.parametrize("shape", [(1, 1, 1), (3, 5, 7), (2, 1, 31), (17, 4, 2), (0, 3, 4)])
-def test_sums_are_those_of_the_oracle(shape):
+def test_sums_are_those_of_the_oracle(device, shape):
     rng = np.random.default_rng(1)
     pairs, rings, angles = shape
 
@@ -20,20 +38,18 @@ def test_sums_are_those_of_the_oracle(shape):
         rng.uniform(0.5, 2, rings).astype(np.float32),
         rng.normal(size=(2, rings, angles)).astype(np.float32),
     )
-    found = np.full((pairs, 10), np.nan)
-    pose_sums(*arguments, found)
+    found = _sums(device, *arguments)
     expected = oracle(*arguments)
     assert expected.shape == (pairs, 10)
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5 * np.abs(expected).max(initial=0))
 
 
-def test_a_pair_does_not_depend_on_the_others():
+def test_a_pair_does_not_depend_on_the_others(device):
     rng = np.random.default_rng(2)
     turned, samples, phases = (
         rng.normal(size=size).astype(np.complex64) for size in ((9, 4, 3, 25), (9, 4, 25), (9, 4, 25))
     )
     factors, frequencies = np.ones(4, np.float32), rng.normal(size=(2, 4, 25)).astype(np.float32)
-    whole, alone = np.empty((9, 10)), np.empty((1, 10))
-    pose_sums(turned, samples, phases, factors, frequencies, whole)
-    pose_sums(turned[5:6], samples[5:6], phases[5:6], factors, frequencies, alone)
+    whole = _sums(device, turned, samples, phases, factors, frequencies)
+    alone = _sums(device, turned[5:6], samples[5:6], phases[5:6], factors, frequencies)
     np.testing.assert_array_equal(alone[0], whole[5])

@@ -11,9 +11,8 @@ import pytest
 from tests.particle_alignment.test_polar import blobs, draw
 from xmipp_accel.backend import to_host
 from xmipp_accel.kernels.reference.polar_search import polar_search as oracle
-from xmipp_accel.kernels.reference.pose_sums import pose_sums
 from xmipp_accel.particle_alignment import polar, search
-from xmipp_accel.particle_alignment.polish import _derivatives, _sums_in_arrays, _sums_on_host, refine_poses
+from xmipp_accel.particle_alignment.polish import _derivatives, refine_poses
 from xmipp_accel.particle_alignment.search import PolarSearch, normalize_references, shift_grid
 
 
@@ -133,21 +132,6 @@ def test_derivatives_are_those_of_the_score(device):
         scale = np.abs(gradient).max()
         np.testing.assert_allclose((plus[0] - minus[0]) / 2e-2, gradient[:, i], atol=5e-3 * scale)
         np.testing.assert_allclose((plus[1] - minus[1]) / 2e-2, hessian[:, i], atol=5e-3 * np.abs(hessian).max())
-
-
-@pytest.mark.parametrize("run", [_sums_in_arrays, _sums_on_host])
-def test_both_ways_to_sum_give_what_the_oracle_gives(run):
-    rng = np.random.default_rng(7)
-    grid = polar.polar_grid(24, 7, 9, 2)
-    samples, turned = random_case(rng, 5, 5, grid)
-    phases = polar.shift_phases(grid, rng.normal(size=(5, 2)))
-    factors = rng.uniform(0.5, 2, grid.n_rings).astype(np.float32)
-    frequencies = rng.normal(size=grid.frequencies.shape).astype(np.float32)
-    derivatives = polar.samples_with_derivatives(turned, grid)
-    expected = pose_sums(derivatives, samples, phases, factors, frequencies)
-    found = run(grid, turned, samples, phases, factors, frequencies)
-    largest = np.abs(expected).max(axis=0)
-    np.testing.assert_allclose(found / largest, expected / largest, atol=2e-5)
 
 
 def test_normalize_references(device):

@@ -6,13 +6,15 @@ import math
 
 import numpy as np
 
-from xmipp_accel.backend import array_module, kernel_turn, to_host
+from xmipp_accel.backend import array_module, cuda_kernel, from_host, kernel_turn, on_all_cores, to_host
 from xmipp_accel.kernels.cpu.pose_sums import pose_sums
 from xmipp_accel.particle_alignment import polar
 
 _NEWTON_STEPS = 4
 _MAX_ANGLE_STEP = math.radians(3.0)
 _HESSIAN = np.array([[0, 1, 2], [1, 3, 4], [2, 4, 5]])  # places of its sums
+_PART = 512  # matrices for a core at a time
+_SUMS, _THREADS = 10, 128  # as in kernels/cuda/pose_sums.cu
 
 
 def refine_poses(grid, references, weights, samples, psi, shifts, max_shift):
@@ -60,7 +62,8 @@ def _within(pose, max_shift):
 def _newton_step(gradient, hessian, limit):
     """Ascent steps (b, 3), bounded; curvatures of the wrong sign are turned round."""
     scaled = hessian * limit[:, None] * limit
-    values, vectors = np.linalg.eigh(scaled)
+    parts = [scaled[first : first + _PART] for first in range(0, max(1, len(scaled)), _PART)]
+    values, vectors = (np.concatenate(part) for part in zip(*on_all_cores(np.linalg.eigh, parts)))
     floor = 1e-3 * np.abs(values).max(axis=1, keepdims=True) + 1e-30
     values = np.maximum(np.abs(values), floor)
     along = np.einsum("bij,bi->bj", vectors, gradient * limit) / values
@@ -79,38 +82,22 @@ def _derivatives(grid, references, weights, samples, pose):
     q = xp.arange(grid.n_harmonics, dtype=np.float64)
     turned = references * xp.exp(1j * xp.asarray(pose[:, :1]) * q).astype(np.complex64)[:, None, :]
     phases = polar.shift_phases(grid, pose[:, 1:], xp)
-    factors = (np.asarray(weights) * (2.0 / grid.n_angles)).astype(np.float32)
-    frequencies = (grid.frequencies * (-2 * math.pi / grid.box)).astype(np.float32)
-    run = _sums_on_host if xp is np else _sums_in_arrays
-    sums = run(grid, turned, samples, phases, factors, frequencies)
+    factors = np.asarray(weights) * (2.0 / grid.n_angles)
+    frequencies = grid.frequencies * (-2 * math.pi / grid.box)
+    sums = _sums(polar.samples_with_derivatives(turned, grid), samples, phases, factors, frequencies)
     return sums[:, 0], sums[:, 1:4], sums[:, 4:][:, _HESSIAN]
 
 
-def _sums_on_host(grid, turned, samples, phases, factors, frequencies):
-    """The sums of :func:`xmipp_accel.kernels.reference.pose_sums.pose_sums`, of turned references (b, K, Q)."""
-    out = np.empty((len(samples), 10))
-    turned = polar.samples_with_derivatives(turned, grid)
-    with kernel_turn:
-        pose_sums(turned, np.ascontiguousarray(samples), phases, factors, frequencies, out)
-    return out
-
-
-def _sums_in_arrays(grid, turned, samples, phases, factors, frequencies):
-    """The same where the arrays lie."""
-    xp, b = array_module(samples), len(samples)
-    iq = (1j * xp.arange(grid.n_harmonics, dtype=np.float64)).astype(np.complex64)
-    orders = xp.stack([turned, turned * iq, turned * iq * iq])
-    r0, r1, r2 = polar.samples_from_coefficients(orders, grid)
-    particle = samples * phases * xp.asarray(factors)[:, None]
-    ky, kx = xp.asarray(frequencies)
-
-    def total(array):
-        return to_host(array.reshape(b, -1).astype(np.float64).sum(axis=1))
-
-    product = xp.conj(r0) * particle
-    turning = xp.conj(r1) * particle
-    real, imaginary, slope = product.real, product.imag, -turning.imag
-    sums = [total(real), total(turning.real), total(-imaginary * ky), total(-imaginary * kx)]
-    sums += [total((xp.conj(r2) * particle).real), total(slope * ky), total(slope * kx)]
-    sums += [-total(real * ky * ky), -total(real * ky * kx), -total(real * kx * kx)]
-    return np.stack(sums, axis=1)
+def _sums(turned, samples, phases, factors, frequencies):
+    """:func:`xmipp_accel.kernels.reference.pose_sums.pose_sums`, where the arrays lie."""
+    xp = array_module(samples)
+    out = xp.empty((len(samples), _SUMS))
+    factors, frequencies = (from_host(array, xp, np.float32) for array in (factors, frequencies))
+    arrays = turned, xp.ascontiguousarray(samples), phases, factors, frequencies
+    if xp is np:
+        with kernel_turn:
+            pose_sums(*arrays, out)
+    else:
+        sizes = (np.int32(size) for size in samples.shape[1:])
+        cuda_kernel("pose_sums", "pose_sums")((len(samples),), (_THREADS,), (*arrays, *sizes, out))
+    return to_host(out)
