@@ -33,6 +33,7 @@ from xmipp_accel.particle_alignment.executor import make_aligners
 from xmipp_accel.particle_alignment.gallery import open_references
 from xmipp_accel.particle_alignment.parameters import AlignSignificantParameters
 from xmipp_accel.particle_alignment.search import PolarSearch
+from xmipp_accel.particle_alignment.search_kernels import first_rings
 from xmipp_accel.report.evaluate import direction_errors
 
 TARGETS = {64: 1.0, 128: 1.2, 256: 2.0}  # s, one H200
@@ -207,20 +208,21 @@ class Benchmark:
         count = min(256, len(self.made.particles))
         xp, shape = self.device.xp, (count, aligner.n_references)
         samples = aligner._samples(self.made.particles.take(np.arange(count))).values[:, : grid.n_rings]
-        run = (search._on_host, search._lanes) if self.device.kind == "cpu" else (search._on_device, search._tiles)
         shifted = polar.angular_coefficients(samples[:, None] * polar.shift_phases(grid, shifts, xp), grid)
-        particles = run[1](shifted.transpose(0, 3, 2, 1))
+        particles = search.kernel.arranged(samples, shifted)
         candidates = xp.broadcast_to(xp.arange(shape[1], dtype=np.int32), shape).copy()
         results = xp.zeros(shape, np.float32), xp.zeros(shape, np.int32), xp.zeros(shape, np.int32)
-        seconds = timed(self.device, lambda: run[0](particles, len(shifts), candidates, *results), 3)
-        rings = grid.n_rings - to_host(search._first_ring)[: grid.n_harmonics]
+        seconds = timed(self.device, lambda: search.kernel(particles, len(shifts), candidates, *results), 3)
+        arrange = timed(self.device, lambda: search.kernel.arranged(samples, shifted), 3)
+        rings = grid.n_rings - to_host(first_rings(aligner.coarse.coefficients, grid.n_harmonics))
         quarter = search.n_psi // 4 + 1
         flops = 8 * int(rings.sum()) + 4 * grid.n_harmonics * quarter
         pairs = shape[0] * shape[1]
-        moved = particles.nbytes + search._table.nbytes + 12 * pairs
+        moved = shifted.nbytes + 8 * aligner.coarse.coefficients.size + 12 * pairs
         return {
             "shifts": len(shifts),
             "kernel_s": seconds * len(self.made.particles) / count,
+            "arrange_s": arrange * len(self.made.particles) / count,
             "kernel_tflops": flops * len(shifts) * pairs / seconds / 1e12,
             "kernel_gbs": moved / seconds / 1e9,
         }

@@ -11,7 +11,7 @@ import pytest
 from tests.particle_alignment.test_polar import blobs, draw
 from xmipp_accel.backend import to_host
 from xmipp_accel.kernels.reference.polar_search import polar_search as oracle
-from xmipp_accel.particle_alignment import polar, search
+from xmipp_accel.particle_alignment import polar, search_kernels
 from xmipp_accel.particle_alignment.polish import _derivatives, refine_poses
 from xmipp_accel.particle_alignment.search import PolarSearch, normalize_references, shift_grid
 
@@ -24,14 +24,36 @@ def random_case(rng, n_particles, n_references, grid):
     return samples[:n_particles], polar.angular_coefficients(samples[n_particles:], grid)
 
 
+@pytest.fixture(params=["fastest", "plain"])
+def kernels(request, device, monkeypatch):
+    """The kernel that is chosen for the device, and the one for GPUs without tensor cores."""
+    if request.param == "plain":
+        if device.kind == "cpu":
+            pytest.skip("the CPU has one kernel")
+        monkeypatch.setattr(search_kernels.TensorKernel, "fits", lambda _: False)
+
+
+@pytest.mark.usefixtures("kernels")
 @pytest.mark.parametrize(
     "particles, references, rings, radius",
     [(1, 1, 1, 0.0), (3, 5, 5, 2.0), (2, 131, 7, 1.5), (2, 3, 6, 9.5), (2, 17, 10, 12.0)],
 )
 def test_search_against_the_oracle(device, particles, references, rings, radius):
     rng = np.random.default_rng(0)
-    grid = polar.polar_grid(20, rings, 7, radius)
+    assert_oracle(device, rng, particles, references, polar.polar_grid(20, rings, 7, radius), radius)
+
+
+@pytest.mark.usefixtures("kernels")
+@pytest.mark.parametrize("rings, radius", [(31, 25), (8, 15), (17, 18), (30, 31), (9, 3)])
+def test_many_and_few_harmonics_against_the_oracle(device, rings, radius):
+    """One to five chunks of harmonics, one to three of angles."""
+    assert_oracle(device, np.random.default_rng(6), 3, 19, polar.polar_grid(64, rings, radius, 2), 2.0)
+
+
+def assert_oracle(device, rng, particles, references, grid, radius):
     samples, coefficients = random_case(rng, particles, references, grid)
+    samples *= rng.uniform(1e-4, 1e4, (particles, 1, 1)).astype(np.float32)
+    coefficients *= rng.uniform(1e-4, 1e4, (references, 1, 1)).astype(np.float32)
     weights = polar.ring_weights(grid)
     shifts = shift_grid(radius, 1.0)
     search = PolarSearch(grid, device.asarray(coefficients), weights)
@@ -39,7 +61,9 @@ def test_search_against_the_oracle(device, particles, references, rings, radius)
     factors = weights[:, None] * grid.harmonic_weights
     shifted = polar.angular_coefficients(samples[:, None] * polar.shift_phases(grid, shifts), grid)
     best, psi_index, shift_index = oracle(coefficients * factors, shifted, search.n_psi)
-    np.testing.assert_allclose(score, best, rtol=1e-3, atol=1e-4 * np.abs(best).max())
+    norms = [np.sqrt(polar.ring_energy(values, grid) @ weights) for values in (shifted[:, 0], coefficients)]
+    largest = np.outer(*norms)
+    np.testing.assert_allclose(score / largest, best / largest, atol=5e-5 * (best / largest).max())
     # In float32 two nearly equal maxima may change places.
     same = (np.abs(psi - psi_index * 360 / search.n_psi) < 1e-3) & (shift == shift_index)
     assert same.mean() > 0.98
@@ -168,21 +192,24 @@ class Launches:
         self.limit = size
         time.sleep(0.01)
 
-    def __call__(self, blocks, threads, arguments, shared_mem):
+    def __call__(self, blocks, threads, arguments, shared_mem=0):
         self.refused += shared_mem > self.limit
 
 
-def test_stages_that_run_at_once_leave_each_other_shared_memory(monkeypatch):
+@pytest.mark.parametrize("kind", [search_kernels.PlainKernel, search_kernels.TensorKernel])
+def test_stages_that_run_at_once_leave_each_other_shared_memory(monkeypatch, kind):
     """Two batches of one GPU, one in the first stage and one in the second, use one kernel with 8 and 30 rings."""
     kernel = Launches()
-    monkeypatch.setattr(search, "cuda_kernel", lambda *_: kernel)
+    monkeypatch.setattr(search_kernels, "cuda_kernel", lambda *_: kernel)
     nothing = np.zeros((2, 2), np.float32)
 
     def launch(rings):
         grid = polar.polar_grid(64, rings, 25)
-        stage = PolarSearch(grid, np.ones((2, rings, grid.n_harmonics), np.complex64), polar.ring_weights(grid))
+        references = np.ones((2, rings, grid.n_harmonics), np.complex64)
+        stage = kind(grid, references, polar.ring_weights(grid), 4 * grid.n_harmonics)
+        particles = stage.arranged(np.ones((2, rings, grid.n_angles // 2), np.complex64), references[:, None])
         for _ in range(5):
-            stage._on_device(np.zeros((2, 4, rings, 12)), 12, nothing, nothing, nothing, nothing)
+            stage(particles, 1, nothing, nothing, nothing, nothing)
 
     with ThreadPoolExecutor(2) as pool:
         list(pool.map(launch, (8, 30)))

@@ -15,7 +15,7 @@ from xmipp_accel.backend.arrays import (
     trim_heap,
 )
 from xmipp_accel.backend.devices import CPU, Device, resolve_device, resolve_devices
-from xmipp_accel.backend.kernels import allow_shared_memory, cuda_kernel, kernel_digest
+from xmipp_accel.backend.kernels import allow_shared_memory, cuda_kernel, gpu_limits, kernel_digest
 from xmipp_accel.backend.threads import kernel_turn, on_all_cores, one_blas_thread
 
 __all__ = [
@@ -30,6 +30,7 @@ __all__ = [
     "from_host",
     "from_host_at_once",
     "good_fft_size",
+    "gpu_limits",
     "inverse_into",
     "kernel_digest",
     "kernel_turn",

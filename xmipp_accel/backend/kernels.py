@@ -53,6 +53,14 @@ def _module(subject, names, device_index):  # CuPy loads a module into one conte
     return cupy.RawModule(code=source, options=("-std=c++17",), name_expressions=names)
 
 
+def gpu_limits() -> tuple[int, int]:
+    """Compute capability of the current GPU, such as 90, and bytes of shared memory that a block can have."""
+    import cupy
+
+    device = cupy.cuda.Device()
+    return int(device.compute_capability), device.attributes["MaxSharedMemoryPerBlockOptin"]
+
+
 def allow_shared_memory(kernel, size):
     """Let `kernel` be launched with `size` bytes of dynamic shared memory.
 

@@ -115,7 +115,7 @@ def average_views(images, rows, references, share, power=1.0) -> Views:
     for start in range(0, len(rows), batch):
         part, norm = rows[start : start + batch], norms[start : start + batch]
         shifted = images.shifted_harmonics(part)
-        scores, psi, shift = (to_host(array) for array in search.of_shifted(shifted))
+        scores, psi, shift = (to_host(array) for array in search.of_shifted(images.samples[part], shifted))
         scores = np.where(np.isfinite(scores), scores / norm, -1.0)
         beta = np.minimum(temperatures(scores, share), power * likelihood_temperatures(scores, images.independent))
         places = np.arange(len(part)), scores.argmax(axis=1)

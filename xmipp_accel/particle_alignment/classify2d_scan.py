@@ -9,7 +9,7 @@ from xmipp_accel.kernels.cpu import class_search as cpu_kernel
 from xmipp_accel.kernels.cpu.harmonics import LANES
 from xmipp_accel.particle_alignment.classify2d_refine import aligned_harmonics
 from xmipp_accel.particle_alignment.polar import samples_from_coefficients
-from xmipp_accel.particle_alignment.search import first_rings, in_rows, turn_table
+from xmipp_accel.particle_alignment.search_kernels import first_rings, in_rows, turn_table
 
 _TEMPLATE_BYTES = 64 << 20  # for arrays between averages and their shifted harmonics
 

@@ -6,15 +6,9 @@ import math
 
 import numpy as np
 
-from xmipp_accel.backend import allow_shared_memory, array_module, cuda_kernel, from_host, kernel_turn
-from xmipp_accel.kernels.cpu import polar_search as cpu_kernel
-from xmipp_accel.kernels.cpu.harmonics import LANES
+from xmipp_accel.backend import array_module, from_host
 from xmipp_accel.particle_alignment import polar
-
-_LARGEST_BATCH = {"numpy": 64, "cupy": 512}  # particles at once; more only take memory
-# Sizes that kernels/cuda/polar_search.cu is written for.
-_TILE_REFERENCES, _TILE_SHIFTS, _TILE_HARMONICS, _THREADS = 16, 12, 4, 192
-_SHARED_BESIDES = 12800  # bytes beside the tiles: products, angles and what was found
+from xmipp_accel.particle_alignment.search_kernels import kernel_for
 
 
 def shift_grid(radius, step) -> np.ndarray:
@@ -42,36 +36,6 @@ def normalize_references(references, grid, weights):
     return (references * scale[:, None, None]).astype(np.complex64)
 
 
-def in_rows(values, harmonics):
-    """Harmonics (n, K, Q) in the kernels' order, (n, `harmonics`, K, 2) float32, padded with zeros."""
-    table = array_module(values).zeros((len(values), harmonics, values.shape[1], 2), dtype=np.float32)
-    used = table[:, : values.shape[2]]
-    used[..., 0], used[..., 1] = values.real.transpose(0, 2, 1), values.imag.transpose(0, 2, 1)
-    return table
-
-
-def first_rings(references, harmonics):
-    """(`harmonics`,) int32 first ring of references (R, K, Q) that holds each harmonic.
-
-    A harmonic is empty on the inner rings; the particles' content there meets nothing. Further harmonics have no
-    ring.
-    """
-    xp = array_module(references)
-    power = xp.abs(references).max(axis=0)
-    present = power > 1e-4 * power.max(axis=1, keepdims=True)
-    first = xp.where(present.any(axis=0), present.argmax(axis=0), len(power) - 1)
-    result = xp.full(harmonics, len(power), dtype=np.int32)
-    result[: len(first)] = first
-    return result
-
-
-def turn_table(n_psi, harmonics, xp):
-    """Cosines and sines (n_psi / 4 + 1, `harmonics`, 2) float32 of ``q psi_t``."""
-    psi = np.arange(n_psi // 4 + 1) * (2 * np.pi / n_psi)
-    angle = np.outer(psi, np.arange(harmonics))
-    return xp.asarray(np.stack([np.cos(angle), np.sin(angle)], axis=-1).astype(np.float32))
-
-
 class PolarSearch:
     """Compares particles with a fixed set of references.
 
@@ -92,13 +56,7 @@ class PolarSearch:
         self._xp = array_module(references)
         # Half the spacing that the highest harmonic needs to be found on its flank.
         self.n_psi = 4 * math.ceil(2.0 * grid.n_harmonics / 4)
-        factors = np.asarray(weights)[:, None] * grid.harmonic_weights
-        weighted = references * self._xp.asarray(factors.astype(np.float32))
-        self._rings = grid.n_rings
-        self._harmonics = _TILE_HARMONICS * math.ceil(grid.n_harmonics / _TILE_HARMONICS)
-        self._table = in_rows(weighted, self._harmonics)
-        self._first_ring = first_rings(weighted, self._harmonics)
-        self._trig = turn_table(self.n_psi, self._harmonics, self._xp)
+        self.kernel = kernel_for(grid, references, weights, self.n_psi)
 
     def __call__(self, samples, shifts, candidates=None):
         """Best in-plane angle and shift of each particle with each of its candidates.
@@ -121,21 +79,21 @@ class PolarSearch:
         shift_index : (m, T) int32 array
             Into `shifts`.
         """
-        n, n_shifts = len(samples), shifts.shape[-2]
+        n, grid = len(samples), self.grid
         candidates, found = self._begin(n, candidates)
-        per_particle = 8 * n_shifts * (4 * self._rings * self._harmonics + self.grid.n_rings * self.grid.n_angles)
-        batch = max(1, min(n, _LARGEST_BATCH[self._xp.__name__], int(self.memory / per_particle)))
+        per_particle = 8 * shifts.shape[-2] * grid.n_rings * (4 * grid.n_harmonics + grid.n_angles)
+        batch = max(1, min(n, self.kernel.largest_batch, int(self.memory / per_particle)))
         for start in range(0, n, batch):
             part = slice(start, start + batch)
-            phases = polar.shift_phases(self.grid, shifts if shifts.ndim == 2 else shifts[part], self._xp)
-            shifted = polar.angular_coefficients(samples[part, None] * phases, self.grid)
-            self._compare(shifted, candidates[part], *(array[part] for array in found))
+            phases = polar.shift_phases(grid, shifts if shifts.ndim == 2 else shifts[part], self._xp)
+            harmonics = polar.angular_coefficients(samples[part, None] * phases, grid)
+            self._compare(samples[part], harmonics, candidates[part], *(array[part] for array in found))
         return self._in_degrees(*found)
 
-    def of_shifted(self, harmonics):
-        """The same of particles with all references, from their harmonics (m, S, K, Q) after every shift."""
-        candidates, found = self._begin(len(harmonics))
-        self._compare(harmonics, candidates, *found)
+    def of_shifted(self, samples, harmonics):
+        """The same with all references, of particles whose harmonics (m, S, K, Q) after every shift are known."""
+        candidates, found = self._begin(len(samples))
+        self._compare(samples, harmonics, candidates, *found)
         return self._in_degrees(*found)
 
     def _begin(self, n, candidates=None):
@@ -146,52 +104,9 @@ class PolarSearch:
         angle, shift = (xp.zeros(candidates.shape, dtype=np.int32) for _ in range(2))
         return candidates, (xp.full(candidates.shape, -np.inf, dtype=np.float32), angle, shift)
 
+    def _compare(self, samples, harmonics, candidates, *found):
+        particles = self.kernel.arranged(samples, harmonics)
+        self.kernel(particles, harmonics.shape[1], from_host(candidates, self._xp, np.int32), *found)
+
     def _in_degrees(self, score, angle, shift):
         return score, angle * np.float32(360.0 / self.n_psi), shift
-
-    def _compare(self, harmonics, candidates, score, angle, shift):
-        run, order = (self._on_host, self._lanes) if self._xp is np else (self._on_device, self._tiles)
-        particles = order(harmonics.transpose(0, 3, 2, 1))
-        run(particles, harmonics.shape[1], from_host(candidates, self._xp, np.int32), score, angle, shift)
-
-    def _on_host(self, particles, n_shifts, candidates, score, psi, shift_index):
-        table, trig = self._table.reshape(self.n_references, -1), self._trig.reshape(len(self._trig), -1)
-        with kernel_turn:
-            cpu_kernel.polar_search(
-                table, particles, self._first_ring, trig, n_shifts, candidates, score, psi, shift_index
-            )
-
-    def _lanes(self, shifted):
-        """Harmonics (m, Q, K, S) in the CPU's order: (m, blocks, Q K 2 LANES), the shifts spread evenly."""
-        n, harmonics, rings, n_shifts = shifted.shape
-        blocks = math.ceil(n_shifts / LANES)
-        lanes = np.zeros((n, blocks, self._harmonics, self._rings, 2, LANES), dtype=np.float32)
-        in_block = math.ceil(n_shifts / blocks)
-        used = lanes[:, :, :harmonics, :rings]
-        for block in range(blocks):
-            part = shifted[..., block * in_block : (block + 1) * in_block]
-            used[:, block, :, :, 0, : part.shape[-1]] = part.real
-            used[:, block, :, :, 1, : part.shape[-1]] = part.imag
-        return lanes.reshape(n, blocks, -1)
-
-    def _on_device(self, particles, n_shifts, candidates, score, psi, shift_index):
-        kernel = cuda_kernel("polar_search", "polar_search")
-        shared = 8 * _TILE_HARMONICS * self._rings * (_TILE_REFERENCES + 2 + _TILE_SHIFTS) + _SHARED_BESIDES
-        allow_shared_memory(kernel, shared)
-        sizes = candidates.shape[1], self._rings, self._harmonics, n_shifts, particles.shape[3], len(self._trig)
-        kernel(
-            (math.ceil(candidates.shape[1] / _TILE_REFERENCES), len(particles)),
-            (_THREADS,),
-            (self._table, particles, self._first_ring, self._trig, candidates)
-            + tuple(np.int32(size) for size in sizes)
-            + (score, psi, shift_index),
-            shared_mem=shared,
-        )
-
-    def _tiles(self, shifted):
-        """Harmonics (m, Q, K, S) in the GPU's order: the same, padded to whole tiles."""
-        n, harmonics, rings, n_shifts = shifted.shape
-        padded = _TILE_SHIFTS * math.ceil(n_shifts / _TILE_SHIFTS)
-        particles = self._xp.zeros((n, self._harmonics, rings, padded), dtype=np.complex64)
-        particles[:, :harmonics, :, :n_shifts] = shifted
-        return particles
