@@ -153,79 +153,80 @@ class TensorKernel:
 
     largest_batch = 512
     # What the file is written for.
-    _references, _shifts, _chunk, _angles, _threads = 16, 8, 32, 32, 256
-    _besides = 1024  # bytes of shared memory beside the products: what was found
+    _references, _shifts, _chunk, _angles, _lanes, _threads = 8, 16, 32, 32, 32, 256
     _scale = 128.0  # of vectors of norm 1: their products, scaled so twice, stay below the largest half, 65504
 
     @classmethod
     def fits(cls, n_harmonics) -> bool:
         """Whether the current GPU can run it with so many harmonics."""
         capability, most = gpu_limits()
-        return capability >= 80 and cls._shared(n_harmonics) + cls._besides <= most
+        return capability >= 80 and cls._shared(n_harmonics) <= most
 
     @classmethod
     def _shared(cls, n_harmonics):
-        return math.ceil(n_harmonics / cls._chunk) * 4 * cls._references * cls._shifts * 64
+        """Bytes of the products, 8 for each harmonic of a pair."""
+        return 8 * cls._chunk * math.ceil(n_harmonics / cls._chunk) * cls._references * cls._shifts
 
     def __init__(self, grid, references, weights, n_psi):
         xp = array_module(references)
         factors = np.asarray(weights)[:, None] * grid.harmonic_weights
-        self._grid, self._weights, self._steps = grid, weights, math.ceil(grid.n_rings / 8)
+        self._grid, self._weights = grid, weights
+        self._units, self._steps = 2 * math.ceil(grid.n_harmonics / 8), math.ceil(grid.n_rings / 8)
         self._factors = from_host(np.sqrt(factors) * self._scale, xp, np.float32)
         norms = xp.sqrt((polar.ring_energy(references, grid) * from_host(weights, xp, np.float32)).sum(axis=1))
-        self._table = self._split(references[:, None], norms, 1)
+        self._table = self._split("split_references", references, norms, (4, 4), ())
         self._reference_scale = norms * np.float32(self._scale**-2)
         self._first_step = from_host(self._first_steps(references), xp)
         self._turns = from_host(self._turn_splits(n_psi), xp)
         self._quarter = n_psi // 4 + 1
 
-    def _split(self, harmonics, norms, padded_shifts):
-        """Unit vectors (or zeros) times the scale, in halves: (n, Q, padded S, 4 steps, 8) float16."""
-        xp, (n, n_shifts, rings, n_harmonics) = array_module(harmonics), harmonics.shape
-        table = xp.zeros((n, n_harmonics, padded_shifts, 4 * self._steps, 8), dtype=np.float16)
+    def _split(self, kernel, harmonics, norms, inner, tiles):
+        """Vectors of norm 1, or 0, times the scale, in halves: (n, *tiles, units, steps, *inner, 8) float16."""
+        xp = array_module(harmonics)
+        table = xp.empty((len(harmonics), *tiles, self._units, self._steps, *inner, 8), dtype=np.float16)
         inverse = xp.where(norms > 0, 1 / xp.where(norms > 0, norms, 1), 0).astype(np.float32)
-        size = n * n_shifts * 4 * self._steps * n_harmonics
-        sizes = (np.int32(value) for value in (n_shifts, rings, n_harmonics, padded_shifts, self._steps))
-        arguments = xp.ascontiguousarray(harmonics), self._factors, inverse, *sizes, np.int64(size), table
-        blocks = (math.ceil(size / self._threads),)
-        cuda_kernel("polar_search_tensor", "split_harmonics")(blocks, (self._threads,), arguments)
+        threads = table.size // 8 if not tiles else table.size // 16
+        sizes = (np.int32(size) for size in (*harmonics.shape[1:], self._units, self._steps))
+        arguments = xp.ascontiguousarray(harmonics), self._factors, inverse, *sizes, np.int64(threads), table
+        blocks = (math.ceil(threads / self._threads),)
+        cuda_kernel("polar_search_tensor", kernel)(blocks, (self._threads,), arguments)
         return table
 
     def _first_steps(self, references):
         """(units,) int32: each unit is four harmonics of one parity."""
-        padded = self._chunk * math.ceil(references.shape[2] / self._chunk)
-        first = to_host(first_rings(references * self._factors, padded)).reshape(-1, 4, 2).min(axis=1)
-        return np.where(first < self._grid.n_rings, first // 8, self._steps).astype(np.int32).ravel()
+        first = to_host(first_rings(references * self._factors, 4 * self._units)).reshape(-1, 4, 2).min(axis=1)
+        return np.minimum(first // 8, self._steps).astype(np.int32).ravel()
 
     def _turn_splits(self, n_psi):
-        """Cosines and sines in halves, (tiles, chunks, 4, 32, 8) float16; 0 beyond the last harmonic and angle."""
-        tiles = self._angles // 8 * math.ceil((n_psi // 4 + 1) / self._angles)
+        """Cosines and sines in halves, (quarter / 32, chunks, 4, 4, 32, 8) float16; 0 beyond the last harmonic."""
+        groups = math.ceil((n_psi // 4 + 1) / self._angles)
         chunks = math.ceil(self._grid.n_harmonics / self._chunk)
-        t = np.arange(8 * tiles)[:, None]
+        t = np.minimum(np.arange(self._angles * groups), n_psi // 4)[:, None]
         q = np.arange(self._chunk * chunks)
         angle = q * t * (2 * np.pi / n_psi)
-        used = (q < self._grid.n_harmonics) & (t <= n_psi // 4)
-        values = np.where(used, [np.cos(angle), np.sin(angle)], 0).astype(np.float32)
-        # (cosine or sine, tile, t, chunk, four, i, parity) to (tile, chunk, parity, cosine or sine, t, four, i)
-        values = values.reshape(2, tiles, 8, chunks, 4, 4, 2).transpose(1, 3, 6, 0, 2, 4, 5)
+        values = np.where(q < self._grid.n_harmonics, [np.cos(angle), np.sin(angle)], 0).astype(np.float32)
+        # (cosine or sine, group, tile, t, chunk, four, i, parity) to
+        # (group, chunk, parity, cosine or sine, tile, t, four, i)
+        values = values.reshape(2, groups, 4, 8, chunks, 4, 4, 2).transpose(1, 4, 7, 0, 2, 3, 5, 6)
         high = values.astype(np.float16)
         splits = np.concatenate([high, (values - high).astype(np.float16)], axis=-1)
-        return np.ascontiguousarray(splits.reshape(tiles, chunks, 4, 32, 8))
+        return np.ascontiguousarray(splits.reshape(groups, chunks, 4, 4, self._lanes, 8))
 
     def arranged(self, samples, harmonics):
         """As :meth:`HostKernel.arranged`: splits, and the norms that they are divided by."""
         xp = array_module(harmonics)
         power = (samples.real**2 + samples.imag**2).mean(axis=2)  # not less than that of the harmonics
         norms = xp.sqrt((power * from_host(self._weights, xp, np.float32)).sum(axis=1))
-        padded = self._shifts * math.ceil(harmonics.shape[1] / self._shifts)
-        return self._split(harmonics, norms, padded), norms
+        tiles = (math.ceil(harmonics.shape[1] / self._shifts),)
+        return self._split("split_particles", harmonics, norms, (4, 2, self._lanes), tiles), norms
 
     def __call__(self, particles, n_shifts, candidates, score, angle, shift):
         """As :class:`HostKernel`."""
         table, scale = particles
-        kernel, shared = cuda_kernel("polar_search_tensor", "polar_search_tensor"), self._shared(table.shape[1])
+        n_harmonics = self._grid.n_harmonics
+        kernel, shared = cuda_kernel("polar_search_tensor", "polar_search_tensor"), self._shared(n_harmonics)
         allow_shared_memory(kernel, shared)
-        sizes = candidates.shape[1], table.shape[1], self._steps, n_shifts, table.shape[2], self._quarter
+        sizes = candidates.shape[1], n_harmonics, self._steps, n_shifts, self._quarter
         kernel(
             (math.ceil(candidates.shape[1] / self._references), len(table)),
             (self._threads,),
