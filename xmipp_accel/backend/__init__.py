@@ -16,7 +16,7 @@ from xmipp_accel.backend.arrays import (
 )
 from xmipp_accel.backend.devices import CPU, Device, resolve_device, resolve_devices
 from xmipp_accel.backend.kernels import allow_shared_memory, cuda_kernel, gpu_limits, kernel_digest
-from xmipp_accel.backend.threads import kernel_turn, on_all_cores, one_blas_thread
+from xmipp_accel.backend.threads import kernel_turn, on_all_cores, one_blas_thread, rows_on_all_cores
 
 __all__ = [
     "CPU",
@@ -39,6 +39,7 @@ __all__ = [
     "one_blas_thread",
     "resolve_device",
     "resolve_devices",
+    "rows_on_all_cores",
     "solve_positive",
     "to_host",
     "trim_heap",

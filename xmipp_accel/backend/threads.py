@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import scipy.linalg  # noqa: F401 - its BLAS must be there before the libraries are looked for
 import threadpoolctl
 
@@ -43,6 +44,12 @@ def on_all_cores(function, items):
         return [function(item) for item in items]
     with ThreadPoolExecutor(workers) as pool:
         return list(pool.map(function, items))
+
+
+def rows_on_all_cores(function, array, rows):
+    """The result of a function of rows, which is an array of as many: called with some `rows` at a time."""
+    parts = [array[first : first + rows] for first in range(0, max(1, len(array)), rows)]
+    return np.concatenate(on_all_cores(function, parts))
 
 
 class _BlasThreads:

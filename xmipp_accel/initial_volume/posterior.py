@@ -8,14 +8,16 @@ from typing import Any
 
 import numpy as np
 
-from xmipp_accel.backend import array_module, cuda_kernel, from_host, kernel_turn, to_host
+from xmipp_accel.backend import array_module, cuda_kernel, from_host, kernel_turn, rows_on_all_cores, to_host
 from xmipp_accel.kernels.cpu import view_sums
 from xmipp_accel.particle_alignment import polar
 from xmipp_accel.particle_alignment.search import PolarSearch, normalize_references
+from xmipp_accel.particle_alignment.significance import entropy
 
 _NEGLIGIBLE = 1e-3  # of an image's largest weight
 _DARK = 0.05  # CTF^2 on a ring; dividing by less would bring up noise
 _BISECTIONS = 40
+_ROWS = 32  # of scores, for a core at a time
 _BATCH_BYTES = {"numpy": 32 << 20, "cupy": 512 << 20}  # of intermediate arrays; more would only take memory
 _THREADS = 128
 
@@ -60,22 +62,18 @@ def temperatures(scores, share):
     share : float
         In (0, 1].
     """
-    scores = np.asarray(scores, dtype=np.float64)
-    below = scores - scores.max(axis=1, keepdims=True)
-    target = np.log(np.clip(share * scores.shape[1], 1.05, 0.999 * scores.shape[1]))
-    low, high = np.full(len(scores), 1e-3), np.full(len(scores), 1e6)
-    for _ in range(_BISECTIONS):
-        middle = np.sqrt(low * high)
-        wide = entropy(middle[:, None] * below) > target
-        low, high = np.where(wide, middle, low), np.where(wide, high, middle)
-    return middle
 
+    def of_rows(scores):
+        below = scores - scores.max(axis=1, keepdims=True)
+        target = np.log(np.clip(share * scores.shape[1], 1.05, 0.999 * scores.shape[1]))
+        low, high = np.full(len(scores), 1e-3), np.full(len(scores), 1e6)
+        for _ in range(_BISECTIONS):
+            middle = np.sqrt(low * high)
+            wide = entropy(middle[:, None] * below) > target
+            low, high = np.where(wide, middle, low), np.where(wide, high, middle)
+        return middle
 
-def entropy(logarithms):
-    """Entropy (m,) in nats of the distributions proportional to ``exp(logarithms)``, (m, R), at most 0."""
-    weight = np.exp(logarithms)
-    total = weight.sum(axis=1)
-    return np.log(total) - (weight * logarithms).sum(axis=1) / total
+    return rows_on_all_cores(of_rows, np.asarray(scores, dtype=np.float64), _ROWS)
 
 
 def likelihood_temperatures(scores, independent):

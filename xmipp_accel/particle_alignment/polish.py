@@ -6,14 +6,14 @@ import math
 
 import numpy as np
 
-from xmipp_accel.backend import array_module, cuda_kernel, from_host, kernel_turn, on_all_cores, to_host
+from xmipp_accel.backend import array_module, cuda_kernel, from_host, kernel_turn, to_host
+from xmipp_accel.kernels.cpu.newton import newton_steps
 from xmipp_accel.kernels.cpu.pose_sums import pose_sums
 from xmipp_accel.particle_alignment import polar
 
 _NEWTON_STEPS = 4
 _MAX_ANGLE_STEP = math.radians(3.0)
 _HESSIAN = np.array([[0, 1, 2], [1, 3, 4], [2, 4, 5]])  # places of its sums
-_PART = 512  # matrices for a core at a time
 _SUMS, _THREADS = 10, 128  # as in kernels/cuda/pose_sums.cu
 
 
@@ -60,16 +60,11 @@ def _within(pose, max_shift):
 
 
 def _newton_step(gradient, hessian, limit):
-    """Ascent steps (b, 3), bounded; curvatures of the wrong sign are turned round."""
-    scaled = hessian * limit[:, None] * limit
-    parts = [scaled[first : first + _PART] for first in range(0, max(1, len(scaled)), _PART)]
-    values, vectors = (np.concatenate(part) for part in zip(*on_all_cores(np.linalg.eigh, parts)))
-    floor = 1e-3 * np.abs(values).max(axis=1, keepdims=True) + 1e-30
-    values = np.maximum(np.abs(values), floor)
-    along = np.einsum("bij,bi->bj", vectors, gradient * limit) / values
-    step = np.einsum("bij,bj->bi", vectors, along)
-    longest = np.abs(step).max(axis=1, keepdims=True)
-    return step / np.maximum(longest, 1.0) * limit
+    """:func:`xmipp_accel.kernels.reference.newton.newton_steps`."""
+    step = np.empty(gradient.shape)
+    with kernel_turn:
+        newton_steps(gradient, hessian, limit, step)
+    return step
 
 
 def _derivatives(grid, references, weights, samples, pose):

@@ -5,10 +5,12 @@ from __future__ import annotations
 import numpy as np
 from scipy.spatial import cKDTree
 
+from xmipp_accel.backend import rows_on_all_cores
 from xmipp_accel.kernels.cpu.ranks import count_scores
 
 # Of each reference's histogram, and of all of them together.
 _BINS, _MOST_BINS = 8192, 1 << 26
+_ROWS = 64  # for a core at a time
 
 
 def neighbourhoods(directions, distance, matrices=None) -> list[np.ndarray]:
@@ -64,7 +66,9 @@ class PooledRanks:
     def weights(self, reference, scores) -> np.ndarray:
         """Weights (m,) float64 of `scores` (m,) at the references `reference` (m,)."""
         if self._cumulative is None:
-            self._cumulative = np.cumsum(self._counts, axis=1, dtype=np.int32)
+            self._cumulative = rows_on_all_cores(
+                lambda counts: np.cumsum(counts, axis=1, dtype=np.int32), self._counts, _ROWS
+            )
         scores, order = np.asarray(scores, dtype=np.float64), np.argsort(reference, kind="stable")
         result, bins = np.zeros(len(scores)), self._bin(scores)
         values, first = np.unique(np.asarray(reference)[order], return_index=True)
@@ -96,7 +100,7 @@ class PooledRanks:
 def best_first(votes, count) -> np.ndarray:
     """The references (m, count) int64 with the largest votes (m, R) of each particle, best first."""
     votes = np.asarray(votes)
-    chosen = np.argpartition(-votes, count - 1, axis=1)[:, :count]
+    chosen = rows_on_all_cores(lambda part: np.argpartition(-part, count - 1, axis=1)[:, :count], votes, _ROWS)
     order = np.lexsort((chosen, -np.take_along_axis(votes, chosen, axis=1)), axis=1)
     return np.take_along_axis(chosen, order, axis=1)
 
@@ -122,11 +126,24 @@ def entropies(scores, independent) -> np.ndarray:
         Number of independent real data that are compared; a correlation c then has the profile likelihood
         ``(1 - c^2) ** (-independent / 2)`` in white noise.
     """
-    correlation = np.clip(np.asarray(scores, dtype=np.float64), 0.0, 0.999)
-    log = -0.5 * independent * np.log1p(-(correlation**2))
-    log[np.isneginf(scores)] = -np.inf
-    highest = log.max(axis=1, keepdims=True)
-    probability = np.exp(log - np.where(np.isfinite(highest), highest, 0.0))
-    total = np.maximum(probability.sum(axis=1, keepdims=True), 1e-300)
-    probability /= total
-    return -(probability * np.log(np.maximum(probability, 1e-300))).sum(axis=1) + 0.0
+
+    def of_rows(scores):
+        correlation = np.clip(scores, 0.0, 0.999).astype(np.float64)
+        logarithms = -0.5 * independent * np.log1p(-(correlation**2))
+        logarithms -= logarithms.max(axis=1, keepdims=True)
+        logarithms[np.isneginf(scores)] = -np.inf
+        return entropy(logarithms)
+
+    return rows_on_all_cores(of_rows, np.asarray(scores), _ROWS)
+
+
+def entropy(logarithms):
+    """Entropy (m,) in nats of the distributions proportional to ``exp(logarithms)``, (m, R), at most 0.
+
+    A row of -inf alone is a certainty.
+    """
+    weight = np.exp(logarithms)
+    total = weight.sum(axis=1)
+    spread = np.multiply(weight, logarithms, out=np.zeros(weight.shape), where=weight > 0).sum(axis=1)
+    total = np.where(total > 0, total, 1.0)
+    return np.maximum(np.log(total) - spread / total, 0.0)
