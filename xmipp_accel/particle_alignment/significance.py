@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 from scipy.spatial import cKDTree
 
-from xmipp_accel.backend import rows_on_all_cores
-from xmipp_accel.kernels.cpu.ranks import count_scores
+from xmipp_accel.backend import kernel_turn, rows_on_all_cores
+from xmipp_accel.kernels.cpu.ranks import count_scores, sum_pools
 
 # Of each reference's histogram, and of all of them together.
 _BINS, _MOST_BINS = 8192, 1 << 26
@@ -52,7 +52,8 @@ class PooledRanks:
     """
 
     def __init__(self, neighbours):
-        self._neighbours = neighbours
+        self._members = np.concatenate(neighbours)
+        self._first = np.cumsum([0, *map(len, neighbours)])
         self._bins = min(_BINS, _MOST_BINS // len(neighbours))
         self._counts = np.zeros((len(neighbours), self._bins + 1), dtype=np.int32)
         self._cumulative: np.ndarray | None = None
@@ -69,21 +70,17 @@ class PooledRanks:
             self._cumulative = rows_on_all_cores(
                 lambda counts: np.cumsum(counts, axis=1, dtype=np.int32), self._counts, _ROWS
             )
-        scores, order = np.asarray(scores, dtype=np.float64), np.argsort(reference, kind="stable")
-        result, bins = np.zeros(len(scores)), self._bin(scores)
-        values, first = np.unique(np.asarray(reference)[order], return_index=True)
-        for value, rows in zip(values, np.split(order, first[1:])):
-            pool = self._neighbours[value]
-            size = int(self._cumulative[pool, -1].sum())
-            equal, up_to = (
-                table[np.ix_(pool, bins[rows])].sum(axis=0) for table in (self._counts, self._cumulative)
-            )
-            # The mean of the first and the last rank among those of equal score, counted from 0.
-            rank = up_to - 0.5 * (equal + 1)
-            cdf = np.clip(rank / (size - 1), 0.0, 1.0) if size > 1 else 1.0
-            highest = self._highest[pool].max()
-            result[rows] = np.maximum(scores[rows], 0.0) / (highest if highest > 0 else 1.0) * cdf
-        return result
+        reference, scores = np.asarray(reference), np.asarray(scores, dtype=np.float64)
+        equal, up_to = (np.empty(len(scores), dtype=np.int64) for _ in range(2))
+        pools = self._counts, self._cumulative, self._members, self._first
+        with kernel_turn:
+            sum_pools(*pools, reference, self._bin(scores), equal, up_to)
+        size = np.add.reduceat(self._cumulative[self._members, -1], self._first[:-1], dtype=np.int64)[reference]
+        highest = np.maximum.reduceat(self._highest[self._members], self._first[:-1])[reference]
+        # The mean of the first and the last rank among those of equal score, counted from 0.
+        rank = up_to - 0.5 * (equal + 1)
+        cdf = np.where(size > 1, np.clip(rank / np.maximum(size - 1, 1), 0.0, 1.0), 1.0)
+        return np.maximum(scores, 0.0) / np.where(highest > 0, highest, 1.0) * cdf
 
     def matrix(self, scores) -> np.ndarray:
         """Weights (m, R) float32 of every pair."""

@@ -1,4 +1,4 @@
-"""Histograms of scores."""
+"""Histograms of scores, and sums over several of them."""
 
 from __future__ import annotations
 
@@ -28,3 +28,27 @@ def count_scores(scores, counts, highest):
                 continue
             highest[r] = max(highest[r], score)
             counts[r, int(np.ceil(min(max(score, np.float32(0)), np.float32(1)) * bins))] += 1
+
+
+@numba.njit(parallel=True, cache=True, nogil=True)
+def sum_pools(counts, cumulative, members, first, reference, bins, equal, up_to):
+    """Scores of a pair's pool that share its bin, and those up to it.
+
+    Parameters
+    ----------
+    counts, cumulative : (R, B + 1) int32 arrays
+        Of each reference; the second is the first's running sum.
+    members : int array
+        References of all pools; those of pool r are ``members[first[r] : first[r + 1]]``.
+    first : (R + 1,) int array
+    reference, bins : (m,) int arrays
+        The pool of each pair, and the bin of its score.
+    equal, up_to : (m,) int64 arrays
+        The results.
+    """
+    for pair in numba.prange(len(reference)):
+        pool, bin_of_pair = reference[pair], bins[pair]
+        equal[pair] = up_to[pair] = 0
+        for place in range(first[pool], first[pool + 1]):
+            equal[pair] += counts[members[place], bin_of_pair]
+            up_to[pair] += cumulative[members[place], bin_of_pair]
