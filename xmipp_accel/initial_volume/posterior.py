@@ -17,7 +17,7 @@ from xmipp_accel.particle_alignment.significance import entropy
 _NEGLIGIBLE = 1e-3  # of an image's largest weight
 _DARK = 0.05  # CTF^2 on a ring; dividing by less would bring up noise
 _BISECTIONS = 40
-_ROWS = 32  # of scores, for a core at a time
+_ROWS = 256  # of scores, for a core at a time: with fewer, threads wait for Python more than they compute
 _BATCH_BYTES = {"numpy": 32 << 20, "cupy": 512 << 20}  # of intermediate arrays; more would only take memory
 _THREADS = 128
 
