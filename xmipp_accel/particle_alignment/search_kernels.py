@@ -174,18 +174,18 @@ class TensorKernel:
         self._units, self._steps = 2 * math.ceil(grid.n_harmonics / 8), math.ceil(grid.n_rings / 8)
         self._factors = from_host(np.sqrt(factors) * self._scale, xp, np.float32)
         norms = xp.sqrt((polar.ring_energy(references, grid) * from_host(weights, xp, np.float32)).sum(axis=1))
-        self._table = self._split("split_references", references, norms, (4, 4), ())
+        self._table = self._split("split_references", references, norms, (self._units, self._steps, 4, 4), 1)
         self._reference_scale = norms * np.float32(self._scale**-2)
         self._first_step = from_host(self._first_steps(references), xp)
         self._turns = from_host(self._turn_splits(n_psi), xp)
         self._quarter = n_psi // 4 + 1
 
-    def _split(self, kernel, harmonics, norms, inner, tiles):
-        """Vectors of norm 1, or 0, times the scale, in halves: (n, *tiles, units, steps, *inner, 8) float16."""
+    def _split(self, kernel, harmonics, norms, shape, each):
+        """Vectors of norm 1, or 0, times the scale, in halves, (n, *shape, 8) float16; `each` 8 by one thread."""
         xp = array_module(harmonics)
-        table = xp.empty((len(harmonics), *tiles, self._units, self._steps, *inner, 8), dtype=np.float16)
+        table = xp.empty((len(harmonics), *shape, 8), dtype=np.float16)
         inverse = xp.where(norms > 0, 1 / xp.where(norms > 0, norms, 1), 0).astype(np.float32)
-        threads = table.size // 8 if not tiles else table.size // 16
+        threads = table.size // (8 * each)
         sizes = (np.int32(size) for size in (*harmonics.shape[1:], self._units, self._steps))
         arguments = xp.ascontiguousarray(harmonics), self._factors, inverse, *sizes, np.int64(threads), table
         blocks = (math.ceil(threads / self._threads),)
@@ -217,8 +217,8 @@ class TensorKernel:
         xp = array_module(harmonics)
         power = (samples.real**2 + samples.imag**2).mean(axis=2)  # not less than that of the harmonics
         norms = xp.sqrt((power * from_host(self._weights, xp, np.float32)).sum(axis=1))
-        tiles = (math.ceil(harmonics.shape[1] / self._shifts),)
-        return self._split("split_particles", harmonics, norms, (4, 2, self._lanes), tiles), norms
+        shape = math.ceil(harmonics.shape[1] / self._shifts), self._units, self._steps, 4, 2, self._lanes
+        return self._split("split_particles", harmonics, norms, shape, 2), norms
 
     def __call__(self, particles, n_shifts, candidates, score, angle, shift):
         """As :class:`HostKernel`."""
