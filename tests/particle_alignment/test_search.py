@@ -196,6 +196,15 @@ class Launches:
         self.refused += shared_mem > self.limit
 
 
+@pytest.mark.parametrize(
+    "limits, harmonics, fits",
+    [((75, 65536), 10, False), ((80, 166912), 160, True), ((86, 101376), 96, True), ((86, 101376), 97, False)],
+)
+def test_tensor_cores_are_used_where_they_are_and_the_products_fit(monkeypatch, limits, harmonics, fits):
+    monkeypatch.setattr(search_kernels, "gpu_limits", lambda: limits)
+    assert search_kernels.TensorKernel.fits(harmonics) == fits
+
+
 @pytest.mark.parametrize("kind", [search_kernels.PlainKernel, search_kernels.TensorKernel])
 def test_stages_that_run_at_once_leave_each_other_shared_memory(monkeypatch, kind):
     """Two batches of one GPU, one in the first stage and one in the second, use one kernel with 8 and 30 rings."""

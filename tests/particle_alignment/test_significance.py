@@ -79,3 +79,16 @@ def test_entropies():
     got = entropies(scores, 100)
     np.testing.assert_allclose(got, [0, np.log(3), np.log(2)], atol=1e-6)
     assert got[0] == pytest.approx(0, abs=1e-6)
+
+
+def test_entropies_follow_their_definition():
+    rng = np.random.default_rng(3)
+    scores = rng.uniform(-0.2, 0.4, (150, 31))
+    scores[rng.random(scores.shape) < 0.2] = -np.inf
+    scores[70] = -np.inf
+    got = entropies(scores.astype(np.float32), 60)
+    likelihood = np.where(np.isfinite(scores), (1 - np.clip(scores, 0, 1) ** 2) ** -30.0, 0.0)
+    probability = likelihood / np.maximum(likelihood.sum(axis=1, keepdims=True), 1e-300)
+    expected = -(probability * np.log(np.maximum(probability, 1e-300))).sum(axis=1)
+    assert 0.5 < np.median(expected) < np.log(31) - 0.2 and got[70] == 0
+    np.testing.assert_allclose(got, expected, rtol=1e-5)
