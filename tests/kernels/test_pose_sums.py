@@ -3,24 +3,12 @@
 import numpy as np
 import pytest
 
-from xmipp_accel.backend import cuda_kernel, to_host
-from xmipp_accel.kernels.cpu.pose_sums import pose_sums
 from xmipp_accel.kernels.reference.pose_sums import pose_sums as oracle
+from xmipp_accel.particle_alignment import polish
 
-THREADS = 128
 
-
-def _sums(device, turned, samples, phases, factors, frequencies):
-    if device.kind == "cpu":
-        out = np.full((len(samples), 10), np.nan)
-        pose_sums(turned, samples, phases, factors, frequencies, out)
-        return out
-    out = device.xp.full((len(samples), 10), np.nan)
-    arrays = [device.asarray(array) for array in (turned, samples, phases, factors, frequencies)]
-    sizes = [np.int32(size) for size in samples.shape[1:]]
-    if len(samples):
-        cuda_kernel("pose_sums", "pose_sums")((len(samples),), (THREADS,), (*arrays, *sizes, out))
-    return to_host(out)
+def _sums(device, *arrays):
+    return polish._sums(*(device.asarray(array) for array in arrays))
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 1), (3, 5, 7), (2, 1, 31), (17, 4, 2), (0, 3, 4)])

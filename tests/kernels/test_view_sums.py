@@ -1,40 +1,22 @@
 """Products with views and sums over views of both twins against the oracle."""
 
-import math
-
 import numpy as np
 import pytest
 
-from xmipp_accel.backend import cuda_kernel, to_host
-from xmipp_accel.kernels.cpu import view_sums
+from xmipp_accel.backend import to_host
+from xmipp_accel.initial_volume import posterior
 from xmipp_accel.kernels.reference import view_sums as oracle
 
-THREADS = 64
 
-
-def _products(device, weighted, shifted, pairs):
-    out = device.xp.full((len(pairs), shifted.shape[-1]), np.nan, np.complex64)
-    if device.kind == "cpu":
-        view_sums.view_products(weighted, shifted, pairs, out)
-    elif out.size:
-        arrays = [device.asarray(array) for array in (weighted, shifted, pairs)]
-        sizes = [np.int32(size) for size in (len(pairs), *shifted.shape[1:])]
-        blocks = (math.ceil(out.size / THREADS),)
-        cuda_kernel("view_sums", "view_products")(blocks, (THREADS,), (*arrays, *sizes, out))
-    return to_host(out)
+def _products(device, *arrays):
+    return to_host(posterior._products(*(device.asarray(array) for array in arrays)))
 
 
 def _added(device, sums, shifted, pairs, factors):
     first = np.searchsorted(pairs[:, 0], np.arange(len(sums) + 1)).astype(np.int32)
-    if device.kind == "cpu":
-        sums = sums.copy()
-        view_sums.add_to_views(sums, shifted, pairs, first, factors)
-        return sums
-    arrays = [device.asarray(array) for array in (sums, shifted, pairs, first, factors)]
-    sizes = [np.int32(size) for size in shifted.shape[1:]]
-    blocks = len(sums), math.ceil(sums[0].size / THREADS)
-    cuda_kernel("view_sums", "add_to_views")(blocks, (THREADS,), (*arrays, *sizes))
-    return to_host(arrays[0])
+    sums = device.asarray(sums.copy())
+    posterior._add(sums, *(device.asarray(array) for array in (shifted, pairs, first, factors)))
+    return to_host(sums)
 
 
 def _made(views, images, shifts, rings, harmonics, share, seed=0):

@@ -81,6 +81,7 @@ def test_processors_with_other_vectors_find_the_same(tmp_path):
     assert subprocess.run(width, env=os.environ | features, capture_output=True, text=True).stdout == "8\n"
 
 
+@pytest.mark.usefixtures("kernels")
 def test_search_in_small_batches_is_the_same(device):
     rng = np.random.default_rng(1)
     grid = polar.polar_grid(20, 5, 7, 2)
@@ -92,6 +93,7 @@ def test_search_in_small_batches_is_the_same(device):
         np.testing.assert_allclose(to_host(a), to_host(b), rtol=1e-4)
 
 
+@pytest.mark.usefixtures("kernels")
 def test_candidates_and_shifts_of_each_particle(device):
     rng = np.random.default_rng(2)
     grid = polar.polar_grid(20, 5, 7, 2)

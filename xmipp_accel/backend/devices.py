@@ -127,12 +127,7 @@ class Device:
     @property
     def model(self) -> str:
         """What speeds depend on: the processor, or a GPU with its compute capability and CUDA's version."""
-        if self.kind == "cpu":
-            return cpu_name()
-        runtime = self.xp.cuda.runtime
-        found = runtime.getDeviceProperties(self.index)
-        capability = f"{found['major']}.{found['minor']}"
-        return f"{found['name'].decode()}, {capability}, CUDA {runtime.runtimeGetVersion()}"
+        return cpu_name() if self.kind == "cpu" else _gpu_model(self.index)
 
     def free_memory(self) -> int:
         """Bytes that can still be allocated."""
@@ -148,6 +143,15 @@ class Device:
 
     def __str__(self):
         return "cpu" if self.kind == "cpu" else f"cuda:{self.index}"
+
+
+@functools.cache  # CUDA takes a millisecond to tell
+def _gpu_model(index):
+    from cupy.cuda import runtime
+
+    found = runtime.getDeviceProperties(index)
+    capability = f"{found['major']}.{found['minor']}"
+    return f"{found['name'].decode()}, {capability}, CUDA {runtime.runtimeGetVersion()}"
 
 
 @dataclasses.dataclass

@@ -57,7 +57,14 @@ def gpu_limits() -> tuple[int, int]:
     """Compute capability of the current GPU, such as 90, and bytes of shared memory that a block can have."""
     import cupy
 
-    device = cupy.cuda.Device()
+    return _limits_of(cupy.cuda.Device().id)
+
+
+@functools.cache
+def _limits_of(device_index):
+    import cupy
+
+    device = cupy.cuda.Device(device_index)
     return int(device.compute_capability), device.attributes["MaxSharedMemoryPerBlockOptin"]
 
 

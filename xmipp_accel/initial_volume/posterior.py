@@ -174,7 +174,7 @@ class _Spread:
         view, image = np.nonzero(chosen.T)  # in the order of the views
         pairs = np.stack([view, image, shift[image, view]], axis=1)
         pairs, scales = from_host(pairs, xp, np.int32), from_host(scale[image, view, None], xp, np.float32)
-        weights = self._products(shifted, pairs).conj().view(np.float32) @ self._turns.T
+        weights = _products(self._weighted, shifted, pairs).conj().view(np.float32) @ self._turns.T
         weights *= scales
         weights -= from_host(top[image, None], xp, np.float32)
         xp.exp(weights, out=weights)
@@ -183,29 +183,34 @@ class _Spread:
         total = shares.sum(axis=1, keepdims=True)
         factors = weights @ self._turns  # exp(-i q psi) turns the image back onto the view
         factors *= from_host(1 / total[image], xp, np.float32)
-        first = np.searchsorted(view, np.arange(chosen.shape[1] + 1))
-        self._add(shifted, pairs, first, factors.view(np.complex64))
+        first = from_host(np.searchsorted(view, np.arange(chosen.shape[1] + 1)), xp, np.int32)
+        _add(self.sums, shifted, pairs, first, factors.view(np.complex64))
         return shares / total
 
-    def _products(self, shifted, pairs):
-        """:func:`xmipp_accel.kernels.reference.view_sums.view_products`, where the arrays lie."""
-        out = self._xp.empty((len(pairs), shifted.shape[-1]), dtype=np.complex64)
-        if self._xp is np:
-            with kernel_turn:
-                view_sums.view_products(self._weighted, shifted, pairs, out)
-            return out
+
+def _products(weighted, shifted, pairs):
+    """:func:`xmipp_accel.kernels.reference.view_sums.view_products`, where the arrays lie."""
+    xp = array_module(shifted)
+    out = xp.empty((len(pairs), shifted.shape[-1]), dtype=np.complex64)
+    if xp is np:
+        with kernel_turn:
+            view_sums.view_products(weighted, shifted, pairs, out)
+    elif out.size:
         sizes = (np.int32(size) for size in (len(pairs), *shifted.shape[1:]))
         kernel = cuda_kernel("view_sums", "view_products")
-        kernel((math.ceil(out.size / _THREADS),), (_THREADS,), (self._weighted, shifted, pairs, *sizes, out))
-        return out
+        kernel((math.ceil(out.size / _THREADS),), (_THREADS,), (weighted, shifted, pairs, *sizes, out))
+    return out
 
-    def _add(self, shifted, pairs, first, factors):
-        """:func:`xmipp_accel.kernels.reference.view_sums.add_to_views`, where the arrays lie."""
-        if self._xp is np:
-            with kernel_turn:
-                view_sums.add_to_views(self.sums, shifted, pairs, first, factors)
-            return
-        sizes = (np.int32(size) for size in shifted.shape[1:])
-        blocks = len(self.sums), math.ceil(self.sums[0].size / _THREADS)
-        arguments = self.sums, shifted, pairs, from_host(first, self._xp, np.int32), factors, *sizes
-        cuda_kernel("view_sums", "add_to_views")(blocks, (_THREADS,), arguments)
+
+def _add(sums, shifted, pairs, first, factors):
+    """:func:`xmipp_accel.kernels.reference.view_sums.add_to_views`, where the arrays lie.
+
+    Pairs ``first[v]`` to ``first[v + 1]`` are those of view v.
+    """
+    if array_module(sums) is np:
+        with kernel_turn:
+            view_sums.add_to_views(sums, shifted, pairs, first, factors)
+        return
+    sizes = (np.int32(size) for size in shifted.shape[1:])
+    blocks = len(sums), math.ceil(sums[0].size / _THREADS)
+    cuda_kernel("view_sums", "add_to_views")(blocks, (_THREADS,), (sums, shifted, pairs, first, factors, *sizes))

@@ -92,7 +92,7 @@ def _sums(turned, samples, phases, factors, frequencies):
     if xp is np:
         with kernel_turn:
             pose_sums(*arrays, out)
-    else:
+    elif len(samples):
         sizes = (np.int32(size) for size in samples.shape[1:])
         cuda_kernel("pose_sums", "pose_sums")((len(samples),), (_THREADS,), (*arrays, *sizes, out))
     return to_host(out)
